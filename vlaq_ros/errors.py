@@ -1,0 +1,50 @@
+"""
+Every exception a user can act on.
+
+A message names what is wrong, the value, the place, and the way out; it lists every offender. An
+internal impossibility is an `assert` or a plain `ValueError`, never one of these.
+"""
+
+
+class VlaqError(Exception):
+    """Base of all errors that a user of this package can act on."""
+
+
+class ConfigError(VlaqError):
+    """A parameter or command line option is missing, unknown or out of range."""
+
+
+class BundleError(VlaqError):
+    """A bundle directory is missing, incomplete, altered or not understood."""
+
+
+class SchemeError(VlaqError):
+    """A quantization scheme does not exist or does not fit a tensor."""
+
+
+class ImageError(VlaqError):
+    """An image message cannot be decoded."""
+
+
+class StaleInputError(VlaqError):
+    """A required input stream is missing or older than its age limit."""
+
+
+class StaleChunkError(VlaqError):
+    """No action of the current chunk is due now."""
+
+
+class UnsafeActionError(VlaqError):
+    """An action is not finite or breaks a limit; it was not executed."""
+
+
+class PolicyError(VlaqError):
+    """A policy cannot turn this observation into an action chunk."""
+
+
+class SimulatorError(VlaqError):
+    """The simulator cannot start, render or run the task asked for."""
+
+
+class MissingDependencyError(VlaqError):
+    """A package or system library that this command needs is not installed."""

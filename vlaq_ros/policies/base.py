@@ -1,0 +1,86 @@
+"""
+The protocol every policy family fulfils, and the small values it answers with.
+
+`infer` is called from one thread at a time and never from a ROS callback. It returns physical units
+or raises `PolicyError`; it never returns a guess.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from vlaq_ros.policies.spec import PolicySpec
+from vlaq_ros.types import ActionChunk, Observation
+
+
+@dataclass(frozen=True)
+class SelfTestReport:
+    """
+    Whether the loaded policy behaves like a policy.
+
+    Attributes:
+        checks: (name, passed, detail) of each check that ran.
+    """
+
+    checks: tuple[tuple[str, bool, str], ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every check passed."""
+        return all(passed for _, passed, _ in self.checks)
+
+    def failures(self) -> str:
+        """Return one line per failed check."""
+        return '\n'.join(f'{name}: {detail}' for name, passed, detail in self.checks if not passed)
+
+
+@dataclass(frozen=True)
+class MemoryReport:
+    """
+    Storage of a loaded policy, from the real tensors.
+
+    Attributes:
+        weight_bytes: All parameters and buffers.
+        quantized_bytes: The packed layers alone: codes, scales and zero points.
+        quantized_weights: Number of weights held in packed layers.
+        quantized_layers: Number of packed layers.
+        kernel: Kernel that multiplies them, with the reason it was chosen; empty when none.
+    """
+
+    weight_bytes: int
+    quantized_bytes: int
+    quantized_weights: int
+    quantized_layers: int
+    kernel: str
+
+    @property
+    def mean_bits_per_weight(self) -> float:
+        """Bits per quantized weight, scales included; NaN when nothing is quantized."""
+        if not self.quantized_weights:
+            return float('nan')
+        return 8.0 * self.quantized_bytes / self.quantized_weights
+
+
+class Policy(Protocol):
+    """A loaded policy."""
+
+    spec: PolicySpec
+    precision: str
+    head: str
+
+    def reset(self) -> None:
+        """Forget everything remembered from earlier observations."""
+
+    def infer(self, observation: Observation) -> ActionChunk:
+        """
+        Return the action chunk for one observation.
+
+        Raises:
+            PolicyError: A camera is missing or has the wrong shape, the state has the wrong size or
+                is not finite, the instruction is empty or too long, or the output is not finite.
+        """
+
+    def self_test(self) -> SelfTestReport:
+        """Check golden actions, image and instruction sensitivity, and finiteness."""
+
+    def memory(self) -> MemoryReport:
+        """Return the storage of the loaded weights."""
