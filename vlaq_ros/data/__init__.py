@@ -1,0 +1,1 @@
+"""From messages to observations: image decoding and sampling on the control clock."""
