@@ -1,0 +1,65 @@
+"""
+Bundle -> policy: the family is read from the bundle, its adapter imported on first use.
+
+A new family is one module with `load(bundle, precision, head, threads)` and one row here.
+"""
+
+from difflib import get_close_matches
+from importlib import import_module
+from pathlib import Path
+
+from vlaq_ros.errors import BundleError, ConfigError
+from vlaq_ros.policies.base import Policy
+from vlaq_ros.policies.bundle import open_bundle
+from vlaq_ros.policies.spec import PolicySpec
+
+FAMILIES = {
+    'reference': 'vlaq_ros.policies.reference',
+    'toy': 'vlaq_ros.policies.toy',
+}
+PRECISIONS = ('fp32', 'bf16', 'w8', 'w4')
+
+
+def read_spec(bundle: str | Path) -> PolicySpec:
+    """Return the spec of a bundle after verifying its files; loads no weights."""
+    return open_bundle(bundle).spec
+
+
+def load_policy(
+    bundle: str | Path,
+    *,
+    precision: str = 'fp32',
+    head: str | None = None,
+    threads: int | None = None,
+) -> Policy:
+    """
+    Load a bundle and make it ready to infer.
+
+    Args:
+        bundle: Directory, or name of a shipped bundle.
+        precision: One of `PRECISIONS`: fp32, bf16, or packed 8- or 4-bit weights (round to nearest).
+        head: Action head; the first of the bundle when None.
+        threads: Threads of the tensor library; left alone when None.
+
+    Raises:
+        BundleError: The bundle is missing, damaged or of an unknown family.
+        ConfigError: Unknown precision or head.
+    """
+    if precision not in PRECISIONS:
+        raise ConfigError(_unknown('precision', precision, PRECISIONS))
+    if threads is not None and threads < 1:
+        raise ConfigError(f'threads={threads} must be at least 1')
+    opened = open_bundle(bundle)
+    spec = opened.spec
+    if spec.family not in FAMILIES:
+        raise BundleError(_unknown('policy family', spec.family, tuple(FAMILIES)))
+    if head is not None and head not in spec.heads:
+        raise ConfigError(_unknown(f'head of bundle {spec.name!r}', head, spec.heads))
+    adapter = import_module(FAMILIES[spec.family])
+    return adapter.load(opened, precision, head or spec.heads[0], threads)
+
+
+def _unknown(what: str, value: str, known: tuple[str, ...]) -> str:
+    close = get_close_matches(value, known, n=1)
+    hint = f' Did you mean {close[0]!r}?' if close else ''
+    return f'no {what} named {value!r}. Known: {", ".join(known)}.{hint}'

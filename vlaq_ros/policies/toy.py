@@ -1,0 +1,106 @@
+"""
+A tiny deterministic policy for tests and dry runs: no network, no weights worth the name.
+
+Its actions are a fixed smooth function of the mean brightness of each camera, the state and the
+words, so every input matters and every result can be computed by hand.
+"""
+
+import time
+import zlib
+
+import numpy as np
+
+from vlaq_ros.errors import PolicyError
+from vlaq_ros.policies.base import MemoryReport, SelfTestReport
+from vlaq_ros.policies.bundle import Bundle
+from vlaq_ros.policies.prompt import encode_words
+from vlaq_ros.policies.self_test import run_self_test
+from vlaq_ros.policies.spec import CameraSpec, PolicySpec, PromptSpec, StateSpec
+from vlaq_ros.policies.validation import check_observation
+from vlaq_ros.types import ActionChunk, ActionSpec, Observation
+
+
+class ToyPolicy:
+    """See the module docstring. Precision only rounds the actions: `w8` to 1/256 of their range."""
+
+    def __init__(self, spec: PolicySpec, precision: str = 'fp32', head: str = 'flow') -> None:
+        self.spec = spec
+        self.precision = precision
+        self.head = head
+        self._low = np.array(spec.action.low)
+        self._span = np.array(spec.action.high) - self._low
+
+    def reset(self) -> None:
+        """Do nothing: no memory."""
+
+    def infer(self, observation: Observation) -> ActionChunk:
+        """Return the chunk; see `Policy.infer`."""
+        started = time.perf_counter()
+        check_observation(observation, self.spec)
+        encode_words(observation.instruction, self.spec.prompt)
+        words = zlib.crc32(observation.instruction.encode()) / 2**32
+        brightness = np.mean([image.mean() / 255.0 for image in observation.images.values()])
+        phase = 2 * np.pi * words + 2.0 * brightness + observation.state.sum()
+        steps = np.arange(self.spec.horizon)[:, None] / self.spec.horizon
+        share = 0.5 + 0.4 * np.sin(phase + steps + np.arange(self.spec.action.dim))
+        levels = {'w8': 255, 'w4': 15}.get(self.precision)
+        share = np.round(share * levels) / levels if levels else share
+        actions = self._low + self._span * share
+        if not np.isfinite(actions).all():
+            raise PolicyError('toy policy: actions are not finite')
+        return ActionChunk(
+            actions,
+            self.spec.action,
+            observation.observed_ns,
+            observation.instruction,
+            self.precision,
+            self.head,
+            stage_s={'inference': time.perf_counter() - started},
+        )
+
+    def self_test(self) -> SelfTestReport:
+        """Run the checks every policy runs; no golden actions."""
+        first, last = self.spec.prompt.vocabulary[2], self.spec.prompt.vocabulary[-1]
+        return run_self_test(self, (first, last), golden=None)
+
+    def memory(self) -> MemoryReport:
+        """Return zeros: there are no weights."""
+        return MemoryReport(0, 0, 0, 0, '')
+
+
+def load(bundle: Bundle, precision: str, head: str, threads: int | None) -> ToyPolicy:
+    """Build the policy; its weights file is not read."""
+    return ToyPolicy(bundle.spec, precision, head)
+
+
+def toy_spec() -> PolicySpec:
+    """Return the spec of the shipped toy bundle: the robot of the simulator, small images and all."""
+    return PolicySpec(
+        family='toy',
+        name='toy',
+        cameras=(CameraSpec('front', 96, 96), CameraSpec('wrist', 64, 64)),
+        state=StateSpec(
+            ('hand_x', 'hand_y', 'hand_z', 'gripper_opening'),
+            ('m', 'm', 'm', '1'),
+            (0.0, 0.6, 0.2, 0.5),
+            (0.1, 0.1, 0.1, 0.3),
+        ),
+        prompt=PromptSpec(('<pad>', '<unk>', 'reach', 'the', 'goal', 'open', 'drawer', 'wait'), 14),
+        action=ActionSpec(
+            names=('ee_x', 'ee_y', 'ee_z', 'gripper'),
+            units=('m', 'm', 'm', '1'),
+            frame='base',
+            delta=True,
+            period_ns=25_000_000,
+            low=(-0.02, -0.02, -0.02, 0.0),
+            high=(0.02, 0.02, 0.02, 1.0),
+        ),
+        action_mean=(0.0, 0.0, 0.0, 0.5),
+        action_std=(0.01, 0.01, 0.01, 0.5),
+        horizon=8,
+        execution_horizon=6,
+        heads=('flow', 'token'),
+        sampler_steps=5,
+        license='Apache-2.0',
+        provenance={'weights': 'none: the toy policy is a formula'},
+    )

@@ -1,0 +1,342 @@
+"""
+`vlaq train`: train the reference policy on demonstrations and write its bundle.
+
+Data-parallel over processes on one machine (gloo), bf16 autocast, AdamW with a cosine schedule, an
+exponential moving average of the weights (EMA) that becomes the policy. Checkpoints are written
+every few hundred steps; `--resume` goes on from the last one, also with more demonstrations.
+"""
+
+import argparse
+import json
+import math
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, distributed, multiprocessing, nn
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from tqdm import tqdm
+
+from vlaq_ros.errors import ConfigError
+from vlaq_ros.policies.bundle import write_bundle
+from vlaq_ros.policies.prompt import encode_words
+from vlaq_ros.policies.reference import images_to_tensor
+from vlaq_ros.policies.reference_model import ReferenceConfig, ReferenceModel
+from vlaq_ros.policies.spec import CameraSpec, PolicySpec, PromptSpec, StateSpec
+from vlaq_ros.sim.robot import ACTION_SPEC, CAMERAS, STATE_NAMES, STATE_UNITS
+from vlaq_ros.sim.tasks import TASKS, vocabulary
+
+HORIZON = 8
+EXECUTION_HORIZON = 6
+PROMPT_LENGTH = 14
+NOISE_DRAWS = 2
+TOKEN_WEIGHT = 0.2
+OFFSET_WEIGHT = 0.5
+EMA_DECAY = 0.998
+WARM_UP_STEPS = 200
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """All recorded observations with the chunk that follows each; images stay uint8."""
+
+    images: dict[str, NDArray[np.uint8]]
+    state: NDArray[np.float32]
+    chunk: NDArray[np.float32]
+    offsets: NDArray[np.float32]
+    task: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.state)
+
+
+def load_shards(folder: Path) -> TrainingSet:
+    """Read every shard of `folder`; `ConfigError` when there is none."""
+    paths = sorted(p for p in folder.glob('*.npz') if '.partial' not in p.name)
+    if not paths:
+        raise ConfigError(f'no demonstrations in {folder}: record some with `vlaq collect {folder}`')
+    columns: dict[str, list] = {k: [] for k in (*CAMERAS, 'state', 'chunk', 'offsets', 'task')}
+    for path in tqdm(paths, desc='reading demonstrations', unit='shard'):
+        with np.load(path) as shard:
+            start = np.r_[0, np.cumsum(shard['length'])]
+            episode, actions = shard['episode'], shard['actions']
+            # Past the end of an episode its last action is repeated.
+            rows = (start[episode] + shard['steps'])[:, None] + np.arange(HORIZON)
+            columns['chunk'].append(actions[np.minimum(rows, start[episode + 1][:, None] - 1)])
+            for name in (*CAMERAS, 'state', 'offsets', 'task'):
+                columns[name].append(shard[name])
+    joined = {name: np.concatenate(parts) for name, parts in columns.items()}
+    images = {name: joined.pop(name) for name in CAMERAS}
+    return TrainingSet(images=images, **joined)
+
+
+def build_spec(data: TrainingSet, provenance: dict[str, Any]) -> PolicySpec:
+    """Return the spec of the policy with the statistics of the training set."""
+    actions = data.chunk.reshape(-1, ACTION_SPEC.dim)
+    floor = 0.025 * np.subtract(ACTION_SPEC.high, ACTION_SPEC.low)
+    return PolicySpec(
+        family='reference',
+        name='metaworld',
+        cameras=tuple(CameraSpec(name, c.height, c.width) for name, c in CAMERAS.items()),
+        state=StateSpec(
+            STATE_NAMES,
+            STATE_UNITS,
+            tuple(map(float, data.state.mean(0))),
+            tuple(map(float, data.state.std(0).clip(0.02))),
+        ),
+        prompt=PromptSpec(vocabulary(), PROMPT_LENGTH),
+        action=ACTION_SPEC,
+        action_mean=tuple(map(float, actions.mean(0))),
+        action_std=tuple(map(float, np.maximum(actions.std(0), floor))),
+        horizon=HORIZON,
+        execution_horizon=EXECUTION_HORIZON,
+        heads=('flow', 'token'),
+        sampler_steps=5,
+        license='Apache-2.0',
+        provenance=provenance,
+    )
+
+
+def build_config(spec: PolicySpec) -> ReferenceConfig:
+    """Return the network that fits `spec`."""
+    return ReferenceConfig(
+        vocabulary_size=len(spec.prompt.vocabulary),
+        prompt_length=spec.prompt.max_words,
+        cameras=tuple((c.name, c.height, c.width) for c in spec.cameras),
+        state_dim=len(spec.state.names),
+        action_dim=spec.action.dim,
+        horizon=spec.horizon,
+    )
+
+
+class Trainee(nn.Module):
+    """The network with the auxiliary head that only training uses."""
+
+    def __init__(self, config: ReferenceConfig, spec: PolicySpec, data: TrainingSet) -> None:
+        super().__init__()
+        self.model = ReferenceModel(config)
+        # On CPUs the backward pass of fused attention takes longer than the rest of the network.
+        self.model.language_model.config._attn_implementation = 'eager'
+        self.offset_head = nn.Linear(config.hidden_size, data.offsets.shape[1])
+        tensors = {
+            'state_mean': spec.state.mean,
+            'state_std': spec.state.std,
+            'action_mean': spec.action_mean,
+            'action_std': spec.action_std,
+            'low': spec.action.low,
+            'high': spec.action.high,
+            'offset_mean': data.offsets.mean(0),
+            'offset_std': data.offsets.std(0),
+        }
+        for name, values in tensors.items():
+            self.register_buffer(name, torch.as_tensor(values, dtype=torch.float32))
+
+    def losses(self, batch: dict[str, Any], generator: torch.Generator) -> Tensor:
+        """Return [flow, token, offset] losses of one batch."""
+        model, chunk = self.model, batch['chunk']
+        state = (batch['state'] - self.state_mean) / self.state_std
+        hidden, readable = model.encode(batch['images'], state, batch['words'])
+        # Flow matching: x_t = (1 - t) noise + t action, target velocity = action - noise.
+        action = ((chunk - self.action_mean) / self.action_std).repeat_interleave(NOISE_DRAWS, 0)
+        noise = torch.randn(action.shape, generator=generator)
+        time = torch.rand(len(action), generator=generator)
+        x = torch.lerp(noise, action, time[:, None, None])
+        velocity = model.velocity(model.context_proj(hidden), readable, x, time)
+        flow = functional.mse_loss(velocity.float(), action - noise)
+        position = (chunk - self.low) / (self.high - self.low)
+        bins = (position * model.config.bins).long().clamp(0, model.config.bins - 1)
+        logits = model.token_logits(hidden).float()
+        token = functional.cross_entropy(logits.flatten(0, 2), bins.flatten())
+        predicted = self.offset_head(hidden[:, -model.config.horizon - 1]).float()
+        offset = functional.mse_loss(
+            predicted, (batch['offsets'] - self.offset_mean) / self.offset_std
+        )
+        return torch.stack([flow, token, offset])
+
+
+def draw_batch(
+    data: TrainingSet, rows: NDArray[np.int64], words: Tensor, spec: PolicySpec, rng: np.random.Generator
+) -> dict[str, Any]:
+    """Assemble one augmented batch: brightness, colour cast, and noise on the state."""
+    gain = torch.from_numpy(1.0 + 0.15 * rng.normal(size=(len(rows), 1, 1, 1))).float()
+    cast = torch.from_numpy(0.1 * rng.normal(size=(len(rows), 3, 1, 1))).float()
+    images = {
+        name: images_to_tensor(images[rows]) * gain + cast for name, images in data.images.items()
+    }
+    jitter = 0.03 * np.array(spec.state.std) * rng.normal(size=data.state[rows].shape)
+    task = torch.from_numpy(data.task[rows])
+    return {
+        'images': images,
+        'state': torch.from_numpy(data.state[rows] + jitter).float(),
+        'words': words[task, torch.from_numpy(rng.integers(words.shape[1], size=len(rows)))],
+        'chunk': torch.from_numpy(data.chunk[rows]),
+        'offsets': torch.from_numpy(data.offsets[rows]),
+    }
+
+
+def learning_rate(step: int, total: int, peak: float) -> float:
+    """Return the rate of a linear warm-up followed by a cosine to 2 % of the peak."""
+    cosine = 0.02 + 0.98 * 0.5 * (1.0 + math.cos(math.pi * min(step / total, 1.0)))
+    return peak * cosine * min(1.0, (step + 1) / WARM_UP_STEPS)
+
+
+def _average_gradients(parameters: list[nn.Parameter], processes: int) -> None:
+    flat = torch.cat([p.grad.flatten() for p in parameters])
+    distributed.all_reduce(flat)
+    flat /= processes
+    for p, part in zip(parameters, flat.split([p.numel() for p in parameters])):
+        p.grad.copy_(part.view_as(p))
+
+
+def _train_process(rank: int, data: TrainingSet, args: argparse.Namespace) -> None:
+    torch.set_num_threads(1)
+    if args.processes > 1:
+        store = distributed.FileStore(str(args.out / 'rendezvous'), args.processes)
+        distributed.init_process_group(
+            'gloo', store=store, rank=rank, world_size=args.processes
+        )
+    torch.manual_seed(args.seed)
+    spec = build_spec(data, {})
+    checkpoint = args.out / 'checkpoint.pt'
+    saved = torch.load(checkpoint, weights_only=True) if args.resume and checkpoint.exists() else None
+    if saved:
+        # The statistics are part of the network: they stay those of the first run.
+        spec = PolicySpec.from_json(json.loads(saved['spec']))
+    trainee = Trainee(build_config(spec), spec, data)
+    parameters = list(trainee.parameters())
+    decay = [p for p in parameters if p.ndim > 1]
+    plain = [p for p in parameters if p.ndim <= 1]
+    optimizer = torch.optim.AdamW(
+        [{'params': decay, 'weight_decay': 0.02}, {'params': plain, 'weight_decay': 0.0}],
+        lr=args.learning_rate,
+        betas=(0.9, 0.97),
+    )
+    average = [p.detach().clone() for p in parameters]
+    first = 0
+    if saved:
+        trainee.load_state_dict(saved['trainee'])
+        optimizer.load_state_dict(saved['optimizer'])
+        average, first = saved['average'], saved['step']
+    words = torch.tensor(
+        [[encode_words(s, spec.prompt) for s in task.sentences] for task in TASKS]
+    )
+    rng = np.random.default_rng([args.seed, rank, first])
+    generator = torch.Generator().manual_seed(args.seed * 1000 + rank + 100 * first)
+    batch_size = args.batch // args.processes
+    order: NDArray[np.int64] = np.array([], int)
+    running, logged = torch.zeros(3), time.monotonic()
+    bar = tqdm(range(first, args.steps), initial=first, total=args.steps, disable=rank > 0)
+    for step in bar:
+        if len(order) < batch_size:
+            order = np.r_[order, rng.permutation(len(data))]
+        rows, order = np.sort(order[:batch_size]), order[batch_size:]
+        for group in optimizer.param_groups:
+            group['lr'] = learning_rate(step, args.steps, args.learning_rate)
+        batch = draw_batch(data, rows, words, spec, rng)
+        with torch.autocast('cpu', torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+            losses = trainee.losses(batch, generator)
+        optimizer.zero_grad()
+        (losses[0] + TOKEN_WEIGHT * losses[1] + OFFSET_WEIGHT * losses[2]).backward()
+        if args.processes > 1:
+            _average_gradients(parameters, args.processes)
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        with torch.no_grad():
+            rate = 1.0 - min(EMA_DECAY, (1 + step) / (10 + step))
+            torch._foreach_lerp_(average, parameters, rate)
+        running += losses.detach()
+        done = step + 1
+        if rank == 0 and done % 100 == 0:
+            flow, token, offset = (running / 100).tolist()
+            speed = 100 * args.batch / (time.monotonic() - logged)
+            line = {'step': done, 'flow': flow, 'token': token, 'offset': offset, 'samples_s': speed}
+            with (args.out / 'log.jsonl').open('a') as log:
+                log.write(json.dumps(line) + '\n')
+            bar.set_postfix(flow=f'{flow:.3f}', token=f'{token:.3f}', offset=f'{offset:.3f}')
+            running, logged = torch.zeros(3), time.monotonic()
+        if rank == 0 and (done % args.save_every == 0 or done == args.steps):
+            _save(args, trainee, optimizer, average, spec, done, len(data))
+    if args.processes > 1:
+        distributed.destroy_process_group()
+
+
+def _save(
+    args: argparse.Namespace,
+    trainee: Trainee,
+    optimizer: torch.optim.Optimizer,
+    average: list[Tensor],
+    spec: PolicySpec,
+    step: int,
+    observations: int,
+) -> None:
+    partial = args.out / 'checkpoint.partial'
+    torch.save(
+        {
+            'trainee': trainee.state_dict(),
+            'optimizer': optimizer.state_dict(),
+            'average': average,
+            'step': step,
+            'spec': json.dumps(spec.to_json()),
+        },
+        partial,
+    )
+    os.replace(partial, args.out / 'checkpoint.pt')
+    provenance = {
+        'simulator': 'Meta-World v3, training seeds below 100',
+        'observations': observations,
+        'steps': step,
+        'batch': args.batch,
+        'seed': args.seed,
+    }
+    spec = PolicySpec.from_json({**spec.to_json(), 'provenance': provenance})
+    names = [name for name, _ in trainee.named_parameters()]
+    tensors = {
+        name.removeprefix('model.'): tensor.half().contiguous()
+        for name, tensor in zip(names, average)
+        if name.startswith('model.')
+    }
+    write_bundle(args.out / 'bundle', spec, trainee.model.config.to_json(), tensors)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of `vlaq train`."""
+    parser.add_argument('data', type=Path, help='folder with demonstrations (`vlaq collect`)')
+    parser.add_argument('out', type=Path, help='folder for log, checkpoint and bundle')
+    parser.add_argument('--steps', type=int, default=8000)
+    parser.add_argument('--batch', type=int, default=64)
+    parser.add_argument('--learning-rate', type=float, default=1e-3)
+    parser.add_argument('--processes', type=int, default=2)
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--save-every', type=int, default=250)
+    parser.add_argument('--resume', action='store_true', help='go on from the last checkpoint')
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, then leave the bundle in `out/bundle`."""
+    args.out.mkdir(parents=True, exist_ok=True)
+    if not args.resume and (args.out / 'checkpoint.pt').exists():
+        raise ConfigError(f'{args.out} holds a checkpoint: pass --resume or another folder')
+    data = load_shards(args.data)
+    counts = np.bincount(data.task, minlength=len(TASKS))
+    print(f'{len(data)} observations: ' + ', '.join(f'{t.name} {n}' for t, n in zip(TASKS, counts)))
+    (args.out / 'rendezvous').unlink(missing_ok=True)
+    if args.processes == 1:
+        _train_process(0, data, args)
+        return 0
+    # Forked, so that all processes share the images in memory.
+    multiprocessing.start_processes(
+        _train_process, (data, args), nprocs=args.processes, start_method='fork'
+    )
+    return 0
+
+
+if __name__ == '__main__':
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_arguments(parser)
+    raise SystemExit(run(parser.parse_args()))
