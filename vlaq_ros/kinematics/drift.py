@@ -1,0 +1,149 @@
+"""
+How far a quantized policy is from its reference, in metres and radians.
+
+Open loop, both answer the same observations and their actions are compared: one by one (per step)
+and after composing all of them on SE(3) from one start (accumulated). Closed loop, the positions
+of two arms that started alike are compared over time. What a policy does not command is NaN, never
+0: no drift in rotation and no rotation are different findings.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlaq_ros.kinematics.actions import gripper_openings, select_dimensions, to_target_pose
+from vlaq_ros.kinematics.lie import IDENTITY, angle_between, so3_exp
+from vlaq_ros.types import POSITION_NAMES, ROTATION_NAMES, ActionSpec, Pose
+
+EARLY_STEP = 12
+"""The policy step at which closed-loop drift is compared before failures and chaos mix in."""
+
+_HALF_OPEN = 0.5
+
+
+@dataclass(frozen=True)
+class Drift:
+    """
+    Difference of two sequences of actions.
+
+    Attributes:
+        position_per_step_m: Mean distance between single actions [m].
+        position_accumulated_m: Distance between the poses after all actions [m].
+        rotation_per_step_rad: Mean angle between single actions [rad]; NaN: none commanded.
+        rotation_accumulated_rad: Angle between the poses after all actions [rad]; NaN as above.
+        gripper_disagreement: Share of steps on different sides of half open; NaN: none commanded.
+        steps: Number of actions compared.
+    """
+
+    position_per_step_m: float
+    position_accumulated_m: float
+    rotation_per_step_rad: float
+    rotation_accumulated_rad: float
+    gripper_disagreement: float
+    steps: int
+
+
+@dataclass(frozen=True)
+class ClosedLoopDrift:
+    """
+    Distance between two arms over time.
+
+    Attributes:
+        mean_m: Over all rows [m].
+        max_m: Largest distance [m].
+        median_m: Over all rows [m].
+        at_step_12_m: In row 12, counted from the start in row 0 [m]; NaN when there is none.
+        steps: Number of rows compared.
+    """
+
+    mean_m: float
+    max_m: float
+    median_m: float
+    at_step_12_m: float
+    steps: int
+
+
+def integrate(actions: NDArray, spec: ActionSpec, start: Pose = IDENTITY) -> list[Pose]:
+    """
+    Return the pose after every action [n, dim], each composed with the one before.
+
+    Raises:
+        ConfigError: The spec leaves the meaning of an absolute action open.
+        ValueError: The actions do not fit the spec, or are not finite.
+    """
+    poses = []
+    for action in actions:
+        start = to_target_pose(action, spec, start)
+        poses.append(start)
+    return poses
+
+
+def open_loop_drift(quantized: NDArray, reference: NDArray, spec: ActionSpec) -> Drift:
+    """
+    Compare two sequences of actions [n, dim] that answer the same observations.
+
+    The start pose plays no role: distances and angles are the same from every start.
+
+    Raises:
+        ConfigError: The spec leaves the meaning of an absolute action open.
+        ValueError: The two differ in shape, are empty or not finite.
+    """
+    quantized, reference = np.asarray(quantized), np.asarray(reference)
+    if quantized.shape != reference.shape or quantized.ndim != 2 or not len(quantized):
+        raise ValueError(
+            'quantized and reference must both be [steps, dim] with at least one step, '
+            f'got {list(quantized.shape)} and {list(reference.shape)}'
+        )
+    step_m = np.linalg.norm(
+        select_dimensions(quantized, spec, POSITION_NAMES)
+        - select_dimensions(reference, spec, POSITION_NAMES),
+        axis=1,
+    )
+    step_rad = angle_between(
+        so3_exp(select_dimensions(quantized, spec, ROTATION_NAMES)),
+        so3_exp(select_dimensions(reference, spec, ROTATION_NAMES)),
+    )
+    end, end_reference = integrate(quantized, spec)[-1], integrate(reference, spec)[-1]
+    end_rad = angle_between(end.quat_xyzw, end_reference.quat_xyzw)
+    return Drift(
+        position_per_step_m=float(step_m.mean()),
+        position_accumulated_m=float(np.linalg.norm(end.position - end_reference.position)),
+        rotation_per_step_rad=float(step_rad.mean()) if spec.has_rotation else np.nan,
+        rotation_accumulated_rad=float(end_rad) if spec.has_rotation else np.nan,
+        gripper_disagreement=_gripper_disagreement(quantized, reference, spec),
+        steps=len(quantized),
+    )
+
+
+def closed_loop_drift(positions_q: NDArray, positions_ref: NDArray) -> ClosedLoopDrift:
+    """
+    Compare the positions [steps, 3] in m of two arms that started alike, row by row.
+
+    The comparison ends with the shorter of the two.
+
+    Raises:
+        ValueError: The positions are not [steps, 3], are empty or not finite.
+    """
+    quantized, reference = np.asarray(positions_q), np.asarray(positions_ref)
+    for name, positions in (('positions_q', quantized), ('positions_ref', reference)):
+        if positions.ndim != 2 or positions.shape[1] != 3 or not len(positions):
+            raise ValueError(f'{name} must be [steps, 3], got {list(positions.shape)}')
+        if not np.isfinite(positions).all():
+            raise ValueError(f'{name} is not finite')
+    steps = min(len(quantized), len(reference))
+    distance = np.linalg.norm(quantized[:steps] - reference[:steps], axis=1)
+    return ClosedLoopDrift(
+        mean_m=float(distance.mean()),
+        max_m=float(distance.max()),
+        median_m=float(np.median(distance)),
+        at_step_12_m=float(distance[EARLY_STEP]) if steps > EARLY_STEP else np.nan,
+        steps=steps,
+    )
+
+
+def _gripper_disagreement(quantized: NDArray, reference: NDArray, spec: ActionSpec) -> float:
+    first, second = gripper_openings(quantized, spec), gripper_openings(reference, spec)
+    if first is None or second is None:
+        return float('nan')
+    return float(np.mean((first >= _HALF_OPEN) != (second >= _HALF_OPEN)))
