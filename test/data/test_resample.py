@@ -308,3 +308,12 @@ def test_streams_may_be_fed_while_observations_are_made():
         assert observation.images['front'][0, 0, 0] == observation.observed_ns % 256
     worker.join()
     assert assembler.observation(2000).observed_ns == 1999
+
+
+def test_require_refuses_exactly_when_an_observation_would_be_refused(assembler):
+    expected = str(refusal(assembler))
+    with pytest.raises(IncompleteObservationError) as caught:
+        assembler.require(NOW_MS * MS)
+    assert str(caught.value) == expected
+    fill(assembler)
+    assembler.require(NOW_MS * MS)

@@ -205,6 +205,26 @@ class ObservationAssembler:
             IncompleteObservationError: Streams are missing, stale, ahead of the clock or too far
                 apart; all of them are listed with their ages.
         """
+        samples, instruction = self._usable(now_ns)
+        state = samples.pop(STATE_STREAM, Sample(0, np.zeros(0))).value
+        images = {name: sample.value for name, sample in samples.items()}
+        return Observation(images, state, instruction, samples[self._cameras[0]].stamp_ns)
+
+    def require(self, now_ns: int) -> None:
+        """Raise what `observation` would raise now, without copying any pixel."""
+        self._usable(now_ns)
+
+    def ages_s(self, now_ns: int) -> dict[str, float | None]:
+        """Return the age of the newest stamp of every stream [s]; None: nothing has arrived."""
+        stamps = {name: buffer.newest_stamp_ns() for name, buffer in self._buffers.items()}
+        return {name: None if s is None else (now_ns - s) / 1e9 for name, s in stamps.items()}
+
+    def silent_for_s(self) -> dict[str, float | None]:
+        """Return the steady time since the last arrival of every stream [s]; None: never."""
+        return {name: buffer.silent_for_s() for name, buffer in self._buffers.items()}
+
+    def _usable(self, now_ns: int) -> tuple[dict[str, Sample], str]:
+        """Return the sample of every stream and the instruction, or raise with all problems."""
         with self._lock:
             samples = {name: buffer.at(now_ns) for name, buffer in self._buffers.items()}
             problems = [
@@ -220,18 +240,7 @@ class ObservationAssembler:
             problems.append(StreamProblem(INSTRUCTION_STREAM, StreamFault.MISSING, None, text))
         if problems:
             raise IncompleteObservationError(now_ns, problems)
-        state = samples.pop(STATE_STREAM, Sample(0, np.zeros(0))).value
-        images = {name: sample.value for name, sample in samples.items()}
-        return Observation(images, state, instruction, samples[self._cameras[0]].stamp_ns)
-
-    def ages_s(self, now_ns: int) -> dict[str, float | None]:
-        """Return the age of the newest stamp of every stream [s]; None: nothing has arrived."""
-        stamps = {name: buffer.newest_stamp_ns() for name, buffer in self._buffers.items()}
-        return {name: None if s is None else (now_ns - s) / 1e9 for name, s in stamps.items()}
-
-    def silent_for_s(self) -> dict[str, float | None]:
-        """Return the steady time since the last arrival of every stream [s]; None: never."""
-        return {name: buffer.silent_for_s() for name, buffer in self._buffers.items()}
+        return samples, instruction
 
     def _problem(self, name: str, sample: Sample | None, now_ns: int) -> StreamProblem | None:
         if sample is None:
