@@ -1,9 +1,9 @@
 """
 The vocabulary between the parts: observations, action chunks, commands and poses.
 
-Frozen, numpy only, SI units. Stamps are integer nanoseconds on the clock of the robot (simulated or
-real). Arrays are copied and made read-only when a value is built, so that a value can be handed to
-another thread.
+Frozen, numpy only, SI units. Stamps are integer nanoseconds on the clock of the robot (simulated
+or real). Arrays are copied and made read-only when a value is built, so that a value can be
+handed to another thread.
 """
 
 from collections.abc import Mapping
@@ -96,7 +96,9 @@ class ActionSpec:
         known = {*POSITION_NAMES, *ROTATION_NAMES, GRIPPER_NAME}
         unknown = [name for name in self.names if name not in known]
         if unknown or len(set(self.names)) != len(self.names):
-            raise ValueError(f'action names must be distinct and from {sorted(known)}: {self.names}')
+            raise ValueError(
+                f'action names must be distinct and from {sorted(known)}: {self.names}'
+            )
         if self.frame not in ('base', 'tool'):
             raise ValueError(f"action frame must be 'base' or 'tool', got {self.frame!r}")
         if self.period_ns <= 0:
@@ -104,7 +106,9 @@ class ActionSpec:
         if not all(np.isfinite([*self.low, *self.high])) or any(
             low >= high for low, high in zip(self.low, self.high)
         ):
-            raise ValueError(f'action bounds must be finite with low < high: {self.low} {self.high}')
+            raise ValueError(
+                f'action bounds must be finite with low < high: {self.low} {self.high}'
+            )
 
     @property
     def dim(self) -> int:

@@ -1,8 +1,8 @@
 """
 The protocol every policy family fulfils, and the small values it answers with.
 
-`infer` is called from one thread at a time and never from a ROS callback. It returns physical units
-or raises `PolicyError`; it never returns a guess.
+`infer` is called from one thread at a time and never from a ROS callback. It returns physical
+units or raises `PolicyError`; it never returns a guess.
 """
 
 from dataclasses import dataclass
@@ -75,8 +75,9 @@ class Policy(Protocol):
         Return the action chunk for one observation.
 
         Raises:
-            PolicyError: A camera is missing or has the wrong shape, the state has the wrong size or
-                is not finite, the instruction is empty or too long, or the output is not finite.
+            PolicyError: A camera is missing or has the wrong shape, the state has the wrong size
+                or is not finite, the instruction is empty or too long, or the output is not
+                finite.
         """
 
     def self_test(self) -> SelfTestReport:

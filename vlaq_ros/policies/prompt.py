@@ -16,15 +16,16 @@ def encode_words(instruction: str, prompt: PromptSpec) -> list[int]:
     A few unknown words are tolerated, as people phrase things freely.
 
     Raises:
-        PolicyError: The instruction is empty, longer than the policy reads, or made of unknown words
-            only.
+        PolicyError: The instruction is empty, longer than the policy reads, or made of unknown
+            words only.
     """
     words = re.findall(r'[a-z]+', instruction.lower())
     if not words:
         raise PolicyError(f'instruction {instruction!r} contains no words')
     if len(words) > prompt.max_words:
         raise PolicyError(
-            f'instruction {instruction!r} has {len(words)} words; this policy reads {prompt.max_words}'
+            f'instruction {instruction!r} has {len(words)} words; '
+            f'this policy reads {prompt.max_words}'
         )
     index = {word: i for i, word in enumerate(prompt.vocabulary)}
     encoded = [index.get(word, UNKNOWN) for word in words]

@@ -2,8 +2,8 @@
 The adapter of the reference policy: bundle in, action chunks in physical units out.
 
 Weights are stored as float16 and run as fp32, bf16, or with the linear layers of backbone and flow
-head packed to 8 or 4 bits. Camera stems, input and output projections and the token head stay float:
-they are a fifth of the weights and the most fragile ones.
+head packed to 8 or 4 bits. Camera stems, input and output projections and the token head stay
+float: they are a fifth of the weights and the most fragile ones.
 """
 
 import re
@@ -32,7 +32,7 @@ from vlaq_ros.types import ActionChunk, Observation
 ROLES = {
     'vision': r'vision\.\w+\.proj',
     'llm': r'language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)',
-    'expert': r'context_proj|time_in|time_out|dit\.\d+\.(adaln|fc1|fc2|(self|cross)_attn\.[qkvo]_proj)',
+    'expert': r'context_proj|time_(in|out)|dit\.\d+\.(adaln|fc[12]|(self|cross)_attn\.[qkvo]_proj)',
     'action_io': r'state_proj|action_in|action_out',
     'head': r'token_head',
 }
@@ -65,9 +65,7 @@ def images_to_tensor(images: NDArray[np.uint8]) -> Tensor:
 class ReferencePolicy:
     """See `policies.base.Policy`."""
 
-    def __init__(
-        self, bundle: Bundle, model: ReferenceModel, precision: str, head: str
-    ) -> None:
+    def __init__(self, bundle: Bundle, model: ReferenceModel, precision: str, head: str) -> None:
         self.spec = bundle.spec
         self.precision = precision
         self.head = head
@@ -152,7 +150,8 @@ def load(bundle: Bundle, precision: str, head: str, threads: int | None) -> Refe
     Load the weights strictly and bring them to `precision`.
 
     Raises:
-        BundleError: A tensor is missing, unexpected, of another shape or not finite; all are listed.
+        BundleError: A tensor is missing, unexpected, of another shape or not finite; all are
+            listed.
     """
     if threads is not None:
         torch.set_num_threads(threads)

@@ -5,7 +5,8 @@ Two cameras, the state and the words of the instruction become tokens of one seq
 learned query tokens; a Llama decoder from `transformers` reads it. Two heads share that backbone:
 
 - flow: a diffusion transformer (DiT; Peebles & Xie 2023) predicts the velocity of a flow-matching
-  ODE (Lipman et al. 2023) over the whole action chunk, with cross-attention to all backbone states;
+  ODE (Lipman et al. 2023) over the whole action chunk, with cross-attention to all backbone
+  states;
 - token: every query token emits one distribution over bins for each action dimension, in parallel
   (as OpenVLA-OFT decodes).
 
@@ -108,7 +109,7 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(hidden, hidden)
 
     def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Map x [batch, n, hidden] with context [batch, m, hidden]; mask is True where readable."""
+        """Map x [batch, n, hidden], context [batch, m, hidden]; mask is True where readable."""
         q, k, v = (
             proj(t).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for proj, t in ((self.q_proj, x), (self.k_proj, context), (self.v_proj, context))
@@ -137,8 +138,8 @@ class DiTBlock(nn.Module):
         """
         Map x [draws * batch, horizon, hidden].
 
-        Several noise draws of one observation share its context [batch, n, hidden]: their queries are
-        laid side by side, so keys and values are computed once.
+        Several noise draws of one observation share its context [batch, n, hidden]: their queries
+        are laid side by side, so keys and values are computed once.
         """
         shift1, scale1, gate1, shift2, scale2, gate2 = (
             self.adaln(functional.silu(time)).unsqueeze(1).chunk(6, dim=-1)
@@ -198,8 +199,8 @@ class ReferenceModel(nn.Module):
             words: [batch, prompt_length] indices; 0 pads.
 
         Returns:
-            Backbone states [batch, n, hidden], and [batch, n] True where a token is readable. The last
-            `horizon + 1` states belong to the query tokens.
+            Backbone states [batch, n, hidden], and [batch, n] True where a token is readable. The
+            last `horizon + 1` states belong to the query tokens.
         """
         batch = state.shape[0]
         parts = [

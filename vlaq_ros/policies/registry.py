@@ -37,7 +37,8 @@ def load_policy(
 
     Args:
         bundle: Directory, or name of a shipped bundle.
-        precision: One of `PRECISIONS`: fp32, bf16, or packed 8- or 4-bit weights (round to nearest).
+        precision: One of `PRECISIONS`: fp32, bf16, or packed 8- or 4-bit weights (round to
+            nearest).
         head: Action head; the first of the bundle when None.
         threads: Threads of the tensor library; left alone when None.
 

@@ -20,7 +20,9 @@ SENSITIVE = 1e-4
 GOLDEN_TOLERANCE = {'fp32': 1e-3, 'bf16': 0.1, 'w8': 0.05, 'w4': 0.35}
 
 
-def synthetic_observation(spec: PolicySpec, instruction: str, shade: int | None = None) -> Observation:
+def synthetic_observation(
+    spec: PolicySpec, instruction: str, shade: int | None = None
+) -> Observation:
     """
     Return a fixed observation for `spec`: textured images (or one flat shade), the mean state.
 
@@ -45,7 +47,8 @@ def run_self_test(
     Args:
         policy: The policy as it will run.
         instructions: Two sentences that ask for different motions.
-        golden: [horizon, action_dim] actions of the full-precision policy for the first instruction.
+        golden: [horizon, action_dim] actions of the full-precision policy for the first
+            instruction.
     """
     spec = policy.spec
     span = np.subtract(spec.action.high, spec.action.low)
@@ -56,22 +59,37 @@ def run_self_test(
     checks: list[tuple[str, bool, str]] = []
     try:
         base = actions(instructions[0])
-        image_change = float((np.abs(actions(instructions[0], 0) - actions(instructions[0], 255)) / span).max())
+        image_change = float(
+            (np.abs(actions(instructions[0], 0) - actions(instructions[0], 255)) / span).max()
+        )
         word_change = float((np.abs(base - actions(instructions[1])) / span).max())
         repeated = bool(np.array_equal(base, actions(instructions[0])))
     except PolicyError as error:
         return SelfTestReport((('inference', False, str(error)),))
     checks.append(
-        ('images', image_change > SENSITIVE, f'black against white images change the actions by {image_change:.2%} of their range')
+        (
+            'images',
+            image_change > SENSITIVE,
+            f'black against white images change the actions by {image_change:.2%} of their range',
+        )
     )
     checks.append(
-        ('instruction', word_change > SENSITIVE, f'another instruction changes the actions by {word_change:.2%} of their range')
+        (
+            'instruction',
+            word_change > SENSITIVE,
+            f'another instruction changes the actions by {word_change:.2%} of their range',
+        )
     )
     checks.append(('determinism', repeated, 'the same observation twice gives the same actions'))
     if golden is not None:
         error = float((np.abs(base - golden) / span).max())
         limit = GOLDEN_TOLERANCE[policy.precision]
         checks.append(
-            ('golden', error <= limit, f'actions differ from the stored ones by {error:.2%} of their range, limit {limit:.1%}')
+            (
+                'golden',
+                error <= limit,
+                f'actions differ from the stored ones by {error:.2%} of their range, '
+                f'limit {limit:.1%}',
+            )
         )
     return SelfTestReport(tuple(checks))

@@ -33,7 +33,7 @@ class StateSpec:
 
 @dataclass(frozen=True)
 class PromptSpec:
-    """Word-level prompt: vocabulary (index 0 pads, index 1 is unknown) and length limit [words]."""
+    """Word-level prompt: vocabulary (0 pads, 1 is unknown) and length limit [words]."""
 
     vocabulary: tuple[str, ...]
     max_words: int

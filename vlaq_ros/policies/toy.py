@@ -21,7 +21,7 @@ from vlaq_ros.types import ActionChunk, ActionSpec, Observation
 
 
 class ToyPolicy:
-    """See the module docstring. Precision only rounds the actions: `w8` to 1/256 of their range."""
+    """See the module. Precision only rounds the actions: `w8` to 1/255 of their range."""
 
     def __init__(self, spec: PolicySpec, precision: str = 'fp32', head: str = 'flow') -> None:
         self.spec = spec
@@ -74,7 +74,7 @@ def load(bundle: Bundle, precision: str, head: str, threads: int | None) -> ToyP
 
 
 def toy_spec() -> PolicySpec:
-    """Return the spec of the shipped toy bundle: the robot of the simulator, small images and all."""
+    """Return the spec of the shipped toy bundle: that of the simulated robot."""
     return PolicySpec(
         family='toy',
         name='toy',
@@ -85,7 +85,9 @@ def toy_spec() -> PolicySpec:
             (0.0, 0.6, 0.2, 0.5),
             (0.1, 0.1, 0.1, 0.3),
         ),
-        prompt=PromptSpec(('<pad>', '<unk>', 'reach', 'the', 'goal', 'open', 'drawer', 'wait'), 14),
+        prompt=PromptSpec(
+            ('<pad>', '<unk>', 'reach', 'the', 'goal', 'open', 'drawer', 'wait'), 14
+        ),
         action=ActionSpec(
             names=('ee_x', 'ee_y', 'ee_z', 'gripper'),
             units=('m', 'm', 'm', '1'),

@@ -24,7 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--per-task', type=int, default=300, help='demonstrations per task')
     parser.add_argument('--processes', type=int, default=2)
     parser.add_argument('--first-seed', type=int, default=0, help='first environment seed to use')
-    parser.add_argument('--roll-in', help='bundle that starts the episodes before the expert takes over')
+    parser.add_argument(
+        '--roll-in', help='bundle that starts the episodes before the expert takes over'
+    )
     parser.add_argument(
         '--weights', default='', help='task=factor,... to record more of some tasks than of others'
     )

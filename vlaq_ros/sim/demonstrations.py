@@ -1,10 +1,10 @@
 """
-Demonstrations for training: scripted experts under noise, and experts that take over from a policy.
+Demonstrations for training: scripted experts under noise, or taking over from a policy.
 
 Labels are always the clean action of the expert; what is executed carries correlated noise (as in
 DART, Laskey et al. 2017), so the data show how to come back. With a roll-in policy the episode
-starts under that policy and the expert takes over at a random step (as in DAgger, Ross et al. 2011,
-with whole chunks as labels). Only episodes that end in success are kept.
+starts under that policy and the expert takes over at a random step (as in DAgger, Ross et al.
+2011, with whole chunks as labels). Only episodes that end in success are kept.
 """
 
 from collections.abc import Callable
@@ -77,7 +77,12 @@ def _roll_in(robot: SimRobot, task: Task, policy: RollIn, rng: np.random.Generat
 
 
 def demonstrate(
-    robot: SimRobot, task: Task, seed: int, index: int, rng: np.random.Generator, policy: RollIn | None
+    robot: SimRobot,
+    task: Task,
+    seed: int,
+    index: int,
+    rng: np.random.Generator,
+    policy: RollIn | None,
 ) -> Demonstration | None:
     """Record one episode of the scripted expert; None when it did not succeed."""
     robot.reset(task.name, seed, index)
@@ -124,7 +129,9 @@ def save(path: Path, demonstrations: list[Demonstration]) -> None:
     """Write demonstrations to one `.npz`, atomically."""
     lengths = np.array([len(d.actions) for d in demonstrations])
     arrays = {
-        'task': np.repeat([d.task for d in demonstrations], [len(d.steps) for d in demonstrations]),
+        'task': np.repeat(
+            [d.task for d in demonstrations], [len(d.steps) for d in demonstrations]
+        ),
         'episode': np.repeat(np.arange(len(lengths)), [len(d.steps) for d in demonstrations]),
         'length': lengths,
     }

@@ -19,8 +19,8 @@ try:
     from metaworld.policies import ENV_POLICY_MAP as EXPERTS
 except (ImportError, OSError) as error:
     raise MissingDependencyError(
-        f'the simulator cannot be imported ({error}). It needs the packages metaworld and mujoco, and '
-        'the system library OSMesa (Debian: libosmesa6) or EGL with MUJOCO_GL=egl'
+        f'the simulator cannot be imported ({error}). It needs the packages metaworld and '
+        'mujoco, and the system library OSMesa (Debian: libosmesa6) or EGL with MUJOCO_GL=egl'
     ) from error
 
 __all__ = ['EXPERTS', 'metaworld', 'mujoco']

@@ -64,7 +64,11 @@ CAMERAS = {
     'front': Camera('corner2', 136, 26, 28, 96, 96, upside_down=True),
     'wrist': Camera('gripperPOV', 64, 0, 0, 64, 64),
 }
-_FRONT_POSITION = (0.75, 0.075, 0.7)  # [m] closer than stock, as published users of the camera set it
+_FRONT_POSITION = (
+    0.75,
+    0.075,
+    0.7,
+)  # [m] closer than stock, as published users of the camera set it
 SPECTATOR = Camera('corner2', 240, 20, 40, 200, 200, upside_down=True)
 
 
@@ -127,7 +131,7 @@ class SimRobot:
         return self.scene.render(SPECTATOR)
 
     def state(self) -> NDArray[np.float64]:
-        """Return the proprioception [4]: hand position in the base frame [m], finger opening [1]."""
+        """Return the state [4]: hand position in the base frame [m], finger opening [1]."""
         return np.array(self.scene.observed[:4], dtype=np.float64)
 
     def ee_pose(self) -> Pose:
@@ -172,7 +176,7 @@ class SimRobot:
 
 
 class _Scene:
-    """One environment with its renderers; they live as long as the process (contexts are shared)."""
+    """One environment with its renderers, which live as long as the process."""
 
     def __init__(self, environment: str, seed: int) -> None:
         with warnings.catch_warnings():
@@ -210,8 +214,8 @@ class _Scene:
                 )
             except Exception as error:
                 raise SimulatorError(
-                    f'MuJoCo cannot render with MUJOCO_GL={os.environ["MUJOCO_GL"]}: {error}. Install '
-                    'OSMesa (Debian: libosmesa6) or use MUJOCO_GL=egl'
+                    f'MuJoCo cannot render with MUJOCO_GL={os.environ["MUJOCO_GL"]}: {error}. '
+                    'Install OSMesa (Debian: libosmesa6) or use MUJOCO_GL=egl'
                 ) from error
         renderer = self._renderers[camera.sensor]
         renderer.update_scene(self.environment.data, camera.source)

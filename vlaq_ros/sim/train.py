@@ -11,7 +11,6 @@ import json
 import math
 import os
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +25,12 @@ from tqdm import tqdm
 from vlaq_ros.errors import ConfigError
 from vlaq_ros.policies.bundle import write_bundle
 from vlaq_ros.policies.prompt import encode_words
-from vlaq_ros.policies.reference import images_to_tensor
 from vlaq_ros.policies.reference_model import ReferenceConfig, ReferenceModel
 from vlaq_ros.policies.spec import CameraSpec, PolicySpec, PromptSpec, StateSpec
+from vlaq_ros.sim.dataset import HORIZON, TrainingSet, draw_batch, load_shards
 from vlaq_ros.sim.robot import ACTION_SPEC, CAMERAS, STATE_NAMES, STATE_UNITS
 from vlaq_ros.sim.tasks import TASKS, vocabulary
 
-HORIZON = 8
 EXECUTION_HORIZON = 6
 PROMPT_LENGTH = 14
 NOISE_DRAWS = 2
@@ -40,40 +38,6 @@ TOKEN_WEIGHT = 0.2
 OFFSET_WEIGHT = 0.5
 EMA_DECAY = 0.998
 WARM_UP_STEPS = 200
-
-
-@dataclass(frozen=True)
-class TrainingSet:
-    """All recorded observations with the chunk that follows each; images stay uint8."""
-
-    images: dict[str, NDArray[np.uint8]]
-    state: NDArray[np.float32]
-    chunk: NDArray[np.float32]
-    offsets: NDArray[np.float32]
-    task: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.state)
-
-
-def load_shards(folder: Path) -> TrainingSet:
-    """Read every shard of `folder`; `ConfigError` when there is none."""
-    paths = sorted(p for p in folder.glob('*.npz') if '.partial' not in p.name)
-    if not paths:
-        raise ConfigError(f'no demonstrations in {folder}: record some with `vlaq collect {folder}`')
-    columns: dict[str, list] = {k: [] for k in (*CAMERAS, 'state', 'chunk', 'offsets', 'task')}
-    for path in tqdm(paths, desc='reading demonstrations', unit='shard'):
-        with np.load(path) as shard:
-            start = np.r_[0, np.cumsum(shard['length'])]
-            episode, actions = shard['episode'], shard['actions']
-            # Past the end of an episode its last action is repeated.
-            rows = (start[episode] + shard['steps'])[:, None] + np.arange(HORIZON)
-            columns['chunk'].append(actions[np.minimum(rows, start[episode + 1][:, None] - 1)])
-            for name in (*CAMERAS, 'state', 'offsets', 'task'):
-                columns[name].append(shard[name])
-    joined = {name: np.concatenate(parts) for name, parts in columns.items()}
-    images = {name: joined.pop(name) for name in CAMERAS}
-    return TrainingSet(images=images, **joined)
 
 
 def build_spec(data: TrainingSet, provenance: dict[str, Any]) -> PolicySpec:
@@ -160,26 +124,6 @@ class Trainee(nn.Module):
         return torch.stack([flow, token, offset])
 
 
-def draw_batch(
-    data: TrainingSet, rows: NDArray[np.int64], words: Tensor, spec: PolicySpec, rng: np.random.Generator
-) -> dict[str, Any]:
-    """Assemble one augmented batch: brightness, colour cast, and noise on the state."""
-    gain = torch.from_numpy(1.0 + 0.15 * rng.normal(size=(len(rows), 1, 1, 1))).float()
-    cast = torch.from_numpy(0.1 * rng.normal(size=(len(rows), 3, 1, 1))).float()
-    images = {
-        name: images_to_tensor(images[rows]) * gain + cast for name, images in data.images.items()
-    }
-    jitter = 0.03 * np.array(spec.state.std) * rng.normal(size=data.state[rows].shape)
-    task = torch.from_numpy(data.task[rows])
-    return {
-        'images': images,
-        'state': torch.from_numpy(data.state[rows] + jitter).float(),
-        'words': words[task, torch.from_numpy(rng.integers(words.shape[1], size=len(rows)))],
-        'chunk': torch.from_numpy(data.chunk[rows]),
-        'offsets': torch.from_numpy(data.offsets[rows]),
-    }
-
-
 def learning_rate(step: int, total: int, peak: float) -> float:
     """Return the rate of a linear warm-up followed by a cosine to 2 % of the peak."""
     cosine = 0.02 + 0.98 * 0.5 * (1.0 + math.cos(math.pi * min(step / total, 1.0)))
@@ -198,14 +142,13 @@ def _train_process(rank: int, data: TrainingSet, args: argparse.Namespace) -> No
     torch.set_num_threads(1)
     if args.processes > 1:
         store = distributed.FileStore(str(args.out / 'rendezvous'), args.processes)
-        distributed.init_process_group(
-            'gloo', store=store, rank=rank, world_size=args.processes
-        )
+        distributed.init_process_group('gloo', store=store, rank=rank, world_size=args.processes)
     torch.manual_seed(args.seed)
     spec = build_spec(data, {})
     checkpoint = args.out / 'checkpoint.pt'
-    saved = torch.load(checkpoint, weights_only=True) if args.resume and checkpoint.exists() else None
-    if saved:
+    saved = None
+    if args.resume and checkpoint.exists():
+        saved = torch.load(checkpoint, weights_only=True)
         # The statistics are part of the network: they stay those of the first run.
         spec = PolicySpec.from_json(json.loads(saved['spec']))
     trainee = Trainee(build_config(spec), spec, data)
@@ -231,7 +174,8 @@ def _train_process(rank: int, data: TrainingSet, args: argparse.Namespace) -> No
     batch_size = args.batch // args.processes
     order: NDArray[np.int64] = np.array([], int)
     running, logged = torch.zeros(3), time.monotonic()
-    bar = tqdm(range(first, args.steps), initial=first, total=args.steps, disable=rank > 0)
+    last = min(args.steps, args.stop_after or args.steps)
+    bar = tqdm(range(first, last), initial=first, total=last, disable=rank > 0)
     for step in bar:
         if len(order) < batch_size:
             order = np.r_[order, rng.permutation(len(data))]
@@ -255,12 +199,13 @@ def _train_process(rank: int, data: TrainingSet, args: argparse.Namespace) -> No
         if rank == 0 and done % 100 == 0:
             flow, token, offset = (running / 100).tolist()
             speed = 100 * args.batch / (time.monotonic() - logged)
-            line = {'step': done, 'flow': flow, 'token': token, 'offset': offset, 'samples_s': speed}
+            line = {'step': done, 'flow': flow, 'token': token, 'offset': offset}
+            line['samples_s'] = speed
             with (args.out / 'log.jsonl').open('a') as log:
                 log.write(json.dumps(line) + '\n')
             bar.set_postfix(flow=f'{flow:.3f}', token=f'{token:.3f}', offset=f'{offset:.3f}')
             running, logged = torch.zeros(3), time.monotonic()
-        if rank == 0 and (done % args.save_every == 0 or done == args.steps):
+        if rank == 0 and (done % args.save_every == 0 or done == last):
             _save(args, trainee, optimizer, average, spec, done, len(data))
     if args.processes > 1:
         distributed.destroy_process_group()
@@ -313,7 +258,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--learning-rate', type=float, default=1e-3)
     parser.add_argument('--processes', type=int, default=2)
     parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--save-every', type=int, default=250)
+    parser.add_argument('--save-every', type=int, default=200)
+    parser.add_argument('--stop-after', type=int, help='end early, in the schedule of --steps')
     parser.add_argument('--resume', action='store_true', help='go on from the last checkpoint')
 
 
@@ -324,7 +270,8 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f'{args.out} holds a checkpoint: pass --resume or another folder')
     data = load_shards(args.data)
     counts = np.bincount(data.task, minlength=len(TASKS))
-    print(f'{len(data)} observations: ' + ', '.join(f'{t.name} {n}' for t, n in zip(TASKS, counts)))
+    per_task = ', '.join(f'{task.name} {n}' for task, n in zip(TASKS, counts))
+    print(f'{len(data)} observations: {per_task}')
     (args.out / 'rendezvous').unlink(missing_ok=True)
     if args.processes == 1:
         _train_process(0, data, args)
