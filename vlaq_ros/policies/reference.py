@@ -32,7 +32,10 @@ from vlaq_ros.types import ActionChunk, Observation
 ROLES = {
     'vision': r'vision\.\w+\.proj',
     'llm': r'language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)',
-    'expert': r'context_proj|time_(in|out)|dit\.\d+\.(adaln|fc[12]|(self|cross)_attn\.[qkvo]_proj)',
+    'expert': (
+        r'context_proj|time_in|time_out|'
+        r'dit\.\d+\.(adaln|fc1|fc2|(self|cross)_attn\.[qkvo]_proj)'
+    ),
     'action_io': r'state_proj|action_in|action_out',
     'head': r'token_head',
 }
