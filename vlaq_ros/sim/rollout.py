@@ -2,7 +2,8 @@
 Closed-loop episodes without ROS: observe, infer when the player asks for it, act, until success.
 
 The chunk player and the conversion to commands are those of the policy node, and the simulator
-advances exactly one policy period per command, so a lockstep run over topics gives the same actions.
+advances exactly one policy period per command, so a lockstep run over topics gives the same
+actions.
 """
 
 from collections.abc import Callable

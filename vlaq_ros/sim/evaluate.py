@@ -1,0 +1,312 @@
+"""
+`vlaq eval`: closed-loop success and drift of quantized policies in simulation, without ROS.
+
+Every configuration runs the same starts with the same sentences as the full-precision run of its
+own action head, on one thread each, so that differences are due to quantization alone. All options
+are checked before anything runs.
+"""
+
+import argparse
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlaq_ros.errors import BundleError, ConfigError, MissingDependencyError
+from vlaq_ros.policies.bundle import Bundle, open_bundle
+from vlaq_ros.policies.registry import PRECISIONS
+from vlaq_ros.sim.results import Config, ResultStore
+from vlaq_ros.sim.tasks import TASKS
+
+if TYPE_CHECKING:
+    from vlaq_ros.sim.rollout import Episode
+    from vlaq_ros.sim.workers import Job
+
+DEFAULT_CONFIGS = ('fp32:flow', 'w8:flow', 'w4:flow', 'fp32:token', 'w8:token', 'w4:token')
+INSTRUCTIONS = ('train', 'held-out', 'wrong')
+TRAINING_SEEDS = 100  # seeds below this belong to training and calibration
+INTERRUPTED = 130
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of `vlaq eval`."""
+    parser.add_argument('--bundle', default='metaworld', help='folder or name of a shipped bundle')
+    parser.add_argument(
+        '--configs',
+        nargs='+',
+        default=list(DEFAULT_CONFIGS),
+        metavar='PRECISION:HEAD',
+        help='what to compare (default: %(default)s); the fp32 run of a head is its reference',
+    )
+    parser.add_argument('--tasks', nargs='+', metavar='TASK', help='default: all of the benchmark')
+    parser.add_argument(
+        '--per-task',
+        type=int,
+        default=10,
+        help='episodes per task and configuration (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--seed', type=int, default=100, help='first environment seed (default: %(default)s)'
+    )
+    parser.add_argument(
+        '--instructions',
+        choices=INSTRUCTIONS,
+        default='train',
+        help='sentences seen in training, a held-out paraphrase, or those of another task',
+    )
+    parser.add_argument(
+        '--open-loop',
+        type=int,
+        default=24,
+        help='episodes replayed for open-loop drift (default: %(default)s)',
+    )
+    parser.add_argument('--execution-horizon', type=int, help="default: the policy's own")
+    parser.add_argument(
+        '--processes', type=int, help='workers, one thread each (default: all cores)'
+    )
+    parser.add_argument('--out', type=Path, default=Path('out/eval'), help='default: %(default)s')
+    kept = parser.add_mutually_exclusive_group()
+    kept.add_argument('--resume', action='store_true', help='keep the finished episodes in --out')
+    kept.add_argument('--overwrite', action='store_true', help='delete those episodes first')
+
+
+@dataclass(frozen=True)
+class Plan:
+    """
+    A checked evaluation.
+
+    Attributes:
+        bundle: The policy.
+        configs: What to compare; every head has its reference in it, first.
+        added: References that the user did not list.
+        tasks: Names of the tasks.
+        processes: Number of workers.
+    """
+
+    bundle: Bundle
+    configs: tuple[Config, ...]
+    added: tuple[Config, ...]
+    tasks: tuple[str, ...]
+    processes: int
+
+
+def make_plan(args: argparse.Namespace) -> Plan:
+    """
+    Check every option.
+
+    Raises:
+        ConfigError: Anything is unknown or out of range; every offender is listed.
+    """
+    problems: list[str] = []
+    bundle = None
+    try:
+        bundle = open_bundle(args.bundle)
+        problems += _misfits(bundle)
+    except BundleError as error:
+        problems.append(f'--bundle: {error}')
+    configs = _parse_configs(args.configs, bundle, problems)
+    tasks = tuple(dict.fromkeys(args.tasks or [task.name for task in TASKS]))
+    known = [task.name for task in TASKS]
+    problems += [_unknown('--tasks', name, known) for name in tasks if name not in known]
+    lowest = {'per_task': 1, 'processes': 1, 'execution_horizon': 1, 'open_loop': 0}
+    for option, low in lowest.items():
+        value = getattr(args, option)
+        if value is not None and value < low:
+            problems.append(f'--{option.replace("_", "-")} {value}: must be at least {low}')
+    if args.seed < TRAINING_SEEDS:
+        problems.append(
+            f'--seed {args.seed}: seeds below {TRAINING_SEEDS} belong to training and calibration'
+        )
+    horizon = bundle.spec.horizon if bundle else None
+    if horizon and (args.execution_horizon or 0) > horizon:
+        problems.append(
+            f'--execution-horizon {args.execution_horizon}: a chunk of {bundle.spec.name!r} has '
+            f'{horizon} actions'
+        )
+    if problems or bundle is None:
+        raise ConfigError('nothing was run:\n  ' + '\n  '.join(problems))
+    complete = tuple(dict.fromkeys(c for config in configs for c in (config.reference, config)))
+    added = tuple(config for config in complete if config not in configs)
+    processes = args.processes or len(os.sched_getaffinity(0))
+    return Plan(bundle, complete, added, tasks, processes)
+
+
+def run(args: argparse.Namespace) -> int:
+    """
+    Run the evaluation and write its report; return the exit status.
+
+    Raises:
+        ConfigError: An option is wrong; nothing was run.
+        SimulatorError: The simulator cannot render, or a worker died. Finished episodes are kept.
+    """
+    plan = make_plan(args)
+    # Imported here so that wrong options are reported without a simulator.
+    from vlaq_ros.sim.plots import draw_report
+    from vlaq_ros.sim.report import summarize
+    from vlaq_ros.sim.rollout import default_episodes
+    from vlaq_ros.sim.tables import write_report
+
+    episodes = default_episodes(plan.tasks, args.per_task, args.seed, args.instructions)
+    mode = 'resume' if args.resume else 'overwrite' if args.overwrite else 'new'
+    store = ResultStore(args.out, _identity(args, plan), mode)
+    for config in plan.added:
+        print(f'{config.name} was not listed; it is run as the reference of head {config.head!r}')
+    interrupted = not _run_jobs(plan, args, episodes, store)
+    if interrupted:
+        done = sum(len(records) for records in store.records.values())
+        print(
+            f'interrupted: {done} of {len(episodes) * len(plan.configs)} episodes are kept in '
+            f'{args.out}; continue with --resume'
+        )
+        return INTERRUPTED
+    rows = summarize(store, plan.configs, episodes)
+    tables = write_report(args.out, rows, describe_run(args, plan))
+    print('\n\n'.join(table.to_text() for table in tables))
+    written = ['report.json', 'report.md']
+    try:
+        written += [path.name for path in draw_report(args.out, rows)]
+    except MissingDependencyError as error:
+        print(f'\nno plots: {error}')
+    print(f'\nwritten to {args.out}: {", ".join(written)}')
+    return 0
+
+
+def describe_run(args: argparse.Namespace, plan: Plan) -> dict[str, Any]:
+    """Return what a reader needs to repeat the run: versions, machine, command line, bundle."""
+    return {
+        'command': ' '.join(['vlaq', *sys.argv[1:]]),
+        'bundle': {'name': plan.bundle.spec.name, 'sha256': plan.bundle.digest},
+        'tasks': list(plan.tasks),
+        'per_task': args.per_task,
+        'seed': args.seed,
+        'instructions': args.instructions,
+        'execution_horizon': args.execution_horizon or plan.bundle.spec.execution_horizon,
+        'processes': plan.processes,
+        'threads_per_process': 1,
+        'cpu': cpu_name(),
+        'cores': os.cpu_count(),
+        'system': platform.platform(),
+        'versions': _versions(),
+    }
+
+
+def cpu_name() -> str:
+    """Return the model of the processor."""
+    try:
+        lines = Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _run_jobs(
+    plan: Plan, args: argparse.Namespace, episodes: list['Episode'], store: ResultStore
+) -> bool:
+    """Run what is not finished; return whether it ran to the end."""
+    from tqdm import tqdm
+
+    from vlaq_ros.sim.workers import Finished, WorkerPool
+
+    jobs = list(_jobs(plan, args, episodes, store))
+    total = len(episodes) * len(plan.configs)
+    left = sum(len(job.configs) for job in jobs)
+    if not left:
+        return True
+    quiet_s = 0.2 if sys.stderr.isatty() else 30.0
+    processes = min(plan.processes, len(jobs))
+    bar = tqdm(total=total, initial=total - left, unit='episode', mininterval=quiet_s)
+    try:
+        with bar, WorkerPool(processes, str(plan.bundle.path), args.execution_horizon) as pool:
+            for message in pool.run(jobs):
+                if isinstance(message, Finished):
+                    store.append(message.config, message.record)
+                    bar.update()
+                else:
+                    store.set_memory(message.config, message.memory)
+    except KeyboardInterrupt:
+        return False
+    return True
+
+
+def _jobs(
+    plan: Plan, args: argparse.Namespace, episodes: list['Episode'], store: ResultStore
+) -> Iterator['Job']:
+    from vlaq_ros.sim.workers import Job
+
+    for number, episode in enumerate(episodes):
+        key = (episode.task, episode.seed, episode.index)
+        todo = tuple(c for c in plan.configs if key not in store.records.get(c, {}))
+        if todo:
+            yield Job(episode, todo, open_loop=number < args.open_loop)
+
+
+def _parse_configs(
+    texts: list[str], bundle: Bundle | None, problems: list[str]
+) -> tuple[Config, ...]:
+    configs: dict[Config, None] = {}
+    for text in texts:
+        precision, separator, head = text.partition(':')
+        if not separator:
+            problems.append(f'--configs {text!r}: write PRECISION:HEAD, e.g. w4:flow')
+            continue
+        if precision not in PRECISIONS:
+            problems.append(_unknown(f'--configs {text!r}: precision', precision, PRECISIONS))
+        if bundle is not None and head not in bundle.spec.heads:
+            problems.append(_unknown(f'--configs {text!r}: head', head, bundle.spec.heads))
+        configs[Config(precision, head)] = None
+    return tuple(configs)
+
+
+def _misfits(bundle: Bundle) -> Iterator[str]:
+    """Yield what keeps this policy from driving the simulated arm."""
+    try:
+        from vlaq_ros.sim.robot import ACTION_SPEC, CAMERAS, STATE_NAMES
+    except MissingDependencyError as error:
+        yield str(error)
+        return
+    spec, name = bundle.spec, f'bundle {bundle.spec.name!r}'
+    for camera in spec.cameras:
+        if camera.name not in CAMERAS:
+            yield f'{name} needs a camera {camera.name!r}; the simulator has {", ".join(CAMERAS)}'
+    if spec.state.names != STATE_NAMES:
+        yield f'{name} reads the state {spec.state.names}; the simulator has {STATE_NAMES}'
+    if spec.action.period_ns != ACTION_SPEC.period_ns or not spec.action.delta:
+        yield (
+            f'{name} acts every {spec.action.period_ns / 1e6:g} ms with delta={spec.action.delta};'
+            f' the simulator takes increments every {ACTION_SPEC.period_ns / 1e6:g} ms'
+        )
+
+
+def _identity(args: argparse.Namespace, plan: Plan) -> dict[str, Any]:
+    """Return what must agree for two runs to be paired."""
+    return {
+        'bundle_sha256': plan.bundle.digest,
+        'seed': args.seed,
+        'instructions': args.instructions,
+        'open_loop': args.open_loop,
+        'execution_horizon': args.execution_horizon or plan.bundle.spec.execution_horizon,
+        'cpu': cpu_name(),
+        'versions': _versions(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {'python': platform.python_version()}
+    for name in ('vlaq_ros', 'numpy', 'torch', 'transformers', 'mujoco', 'metaworld'):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = 'unknown'
+    return found
+
+
+def _unknown(where: str, value: str, known: Any) -> str:
+    close = get_close_matches(value, known, n=1)
+    hint = f' Did you mean {close[0]!r}?' if close else ''
+    return f'{where} {value!r} is unknown. Known: {", ".join(known)}.{hint}'

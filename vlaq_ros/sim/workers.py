@@ -1,0 +1,258 @@
+"""
+Episodes on several processes: each worker owns a simulator and the policies it was asked for.
+
+A job is one start of the benchmark with all configurations still to run from it, so the
+observations of the reference run stay in the worker that replays them. Workers are spawned, not
+forked: OpenGL and thread pools do not survive a fork. They ignore Ctrl-C, end with their parent,
+and are ended by `close`.
+"""
+
+import multiprocessing
+import signal
+import traceback
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import numpy as np
+
+from vlaq_ros.errors import PolicyError, SimulatorError, UnsafeActionError, VlaqError
+from vlaq_ros.kinematics.drift import open_loop_drift
+from vlaq_ros.policies.base import MemoryReport, Policy
+from vlaq_ros.policies.registry import load_policy
+from vlaq_ros.sim.results import Config, Record
+from vlaq_ros.sim.rollout import Episode, EpisodeResult, run_episode
+
+JOIN_S = 5.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """
+    One start of the benchmark.
+
+    Attributes:
+        episode: Where it starts.
+        configs: What is still to run from there.
+        open_loop: Whether to replay the observations of the reference through the others.
+    """
+
+    episode: Episode
+    configs: tuple[Config, ...]
+    open_loop: bool
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A worker has loaded a policy."""
+
+    config: Config
+    memory: MemoryReport
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A worker has finished an episode."""
+
+    config: Config
+    record: Record
+
+
+@dataclass
+class _Worker:
+    process: Any
+    connection: Connection
+    job: Job | None = None
+    tasks: set[str] = field(default_factory=set)
+
+
+class WorkerPool:
+    """Runs jobs on `processes` workers; a context manager that leaves no process behind."""
+
+    def __init__(self, processes: int, bundle: str, execution_horizon: int | None = None) -> None:
+        context = multiprocessing.get_context('spawn')
+        self._workers: list[_Worker] = []
+        for _ in range(processes):
+            ours, theirs = context.Pipe()
+            arguments = (theirs, bundle, execution_horizon)
+            process = context.Process(target=_serve, args=arguments, daemon=True)
+            process.start()
+            theirs.close()
+            self._workers.append(_Worker(process, ours))
+
+    def __enter__(self) -> 'WorkerPool':
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def run(self, jobs: Iterable[Job]) -> Iterator[Loaded | Finished]:
+        """
+        Yield what the workers report until every job is done.
+
+        Raises:
+            VlaqError: A worker met an error that concerns the user.
+            SimulatorError: A worker died.
+            RuntimeError: A worker met any other error; the message holds its traceback.
+        """
+        waiting: dict[str, list[Job]] = {}
+        for job in jobs:
+            waiting.setdefault(job.episode.task, []).append(job)
+        for worker in self._workers:
+            self._dispatch(worker, waiting)
+        while busy := [worker for worker in self._workers if worker.job is not None]:
+            ready = wait([worker.connection for worker in busy])
+            for worker in (worker for worker in busy if worker.connection in ready):
+                message = self._receive(worker)
+                if message is None:
+                    self._dispatch(worker, waiting)
+                else:
+                    yield message
+
+    def close(self) -> None:
+        """End every worker, whatever it is doing."""
+        for worker in self._workers:
+            worker.process.terminate()
+        for worker in self._workers:
+            worker.process.join(JOIN_S)
+            if worker.process.is_alive():
+                worker.process.kill()
+                worker.process.join()
+            worker.connection.close()
+        self._workers.clear()
+
+    def _dispatch(self, worker: _Worker, waiting: dict[str, list[Job]]) -> None:
+        """Give the next job, of a task whose scene the worker has built if there is one."""
+        worker.job = None
+        if not waiting:
+            return
+        built = Counter(task for other in self._workers for task in other.tasks)
+        task = min(waiting, key=lambda t: (t not in worker.tasks, built[t], -len(waiting[t])))
+        worker.job = waiting[task].pop(0)
+        worker.tasks.add(task)
+        if not waiting[task]:
+            del waiting[task]
+        worker.connection.send(worker.job)
+
+    def _receive(self, worker: _Worker) -> Loaded | Finished | None:
+        try:
+            message = worker.connection.recv()
+        except (EOFError, ConnectionError) as error:
+            worker.process.join(JOIN_S)
+            raise SimulatorError(
+                f'a worker died with exit status {worker.process.exitcode} while running '
+                f'{worker.job.episode}; if the system ended it for memory, use fewer --processes'
+            ) from error
+        if isinstance(message, VlaqError):
+            raise message
+        if isinstance(message, str):
+            raise RuntimeError(f'a worker failed while running {worker.job.episode}:\n{message}')
+        return message
+
+
+def _serve(connection: Connection, bundle: str, execution_horizon: int | None) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    runner = None
+    try:
+        while True:
+            job = connection.recv()
+            runner = runner or EpisodeRunner(bundle, execution_horizon)
+            for message in runner.run(job):
+                connection.send(message)
+            connection.send(None)
+    except (EOFError, BrokenPipeError):
+        return  # the parent is gone
+    except VlaqError as error:
+        connection.send(error)
+    except Exception:
+        connection.send(traceback.format_exc())
+
+
+class EpisodeRunner:
+    """One simulator and the policies that its jobs asked for, loaded on first use."""
+
+    def __init__(self, bundle: str, execution_horizon: int | None = None) -> None:
+        from vlaq_ros.sim.robot import SimRobot
+
+        self._robot = SimRobot()
+        self._bundle = bundle
+        self._execution_horizon = execution_horizon
+        self._policies: dict[Config, Policy] = {}
+        self._warm: set[Config] = set()
+
+    def run(self, job: Job) -> Iterator[Loaded | Finished]:
+        """Run every configuration of a job, the references first."""
+        references: dict[str, EpisodeResult] = {}
+        for config in sorted(job.configs, key=lambda config: not config.is_reference):
+            for needed in (config.reference, config) if job.open_loop else (config,):
+                if needed not in self._policies:
+                    self._policies[needed] = load_policy(
+                        self._bundle, precision=needed.precision, head=needed.head, threads=1
+                    )
+                    yield Loaded(needed, self._policies[needed].memory())
+            if config.is_reference:
+                references[config.head] = self._roll_out(config, job, keep=job.open_loop)
+                yield Finished(config, self._record(config, references[config.head]))
+                continue
+            if job.open_loop and config.head not in references:
+                # A resumed run has the result but not the images; the run is repeatable.
+                references[config.head] = self._roll_out(config.reference, job, keep=True)
+            yield Finished(config, self._compare(config, job, references.get(config.head)))
+
+    def _roll_out(self, config: Config, job: Job, keep: bool = False) -> EpisodeResult:
+        return run_episode(
+            self._robot,
+            self._policies[config],
+            job.episode,
+            execution_horizon=self._execution_horizon,
+            keep_observations=keep,
+        )
+
+    def _compare(self, config: Config, job: Job, reference: EpisodeResult | None) -> Record:
+        try:
+            result = self._roll_out(config, job)
+            open_loop = self._replay(config, reference) if job.open_loop else None
+        except (PolicyError, UnsafeActionError) as error:
+            # On a robot this stops the arm, so here it is a failed episode and not a crash.
+            nothing = np.empty((0, 3))
+            result = EpisodeResult(job.episode, False, 0, nothing, nothing, chunks=())
+            return self._record(config, result, stopped=str(error))
+        return self._record(config, result, open_loop)
+
+    def _replay(self, config: Config, reference: EpisodeResult) -> dict[str, float]:
+        """Return the drift of the actions this policy answers to what the reference saw."""
+        policy = self._policies[config]
+        policy.reset()
+        horizon = self._execution_horizon or policy.spec.execution_horizon
+        rows = [policy.infer(o).actions[:horizon] for o in reference.observations]
+        actions = np.concatenate(rows)[: len(reference.actions)]
+        drift = open_loop_drift(actions, reference.actions, policy.spec.action)
+        values = asdict(drift)
+        return {name: float(value) for name, value in values.items() if np.isfinite(value)}
+
+    def _record(
+        self,
+        config: Config,
+        result: EpisodeResult,
+        open_loop: dict[str, float] | None = None,
+        stopped: str = '',
+    ) -> Record:
+        inference_s = tuple(chunk.inference_s for chunk in result.chunks)
+        if inference_s and config not in self._warm:
+            self._warm.add(config)
+            inference_s = inference_s[1:]
+        episode = result.episode
+        return Record(
+            episode.task,
+            episode.seed,
+            episode.index,
+            episode.instruction,
+            result.success,
+            result.steps,
+            result.positions,
+            inference_s,
+            open_loop,
+            stopped,
+        )
