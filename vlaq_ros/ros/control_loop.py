@@ -1,0 +1,308 @@
+"""
+What happens on a control tick: ask for inference, pick the action that is due, check it, send it.
+
+Everything here runs on the executor thread except `_infer`, which runs on the worker thread and
+touches the policy and the inputs only. No rclpy: inputs, outputs and clock are handed in, so that
+the order of stops and commands can be tested without a graph.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from vlaq_ros.control.chunk_player import ChunkPlayer
+from vlaq_ros.control.commands import to_command
+from vlaq_ros.control.latency import LatencyWindow
+from vlaq_ros.control.limits import RefusedCommandError
+from vlaq_ros.control.supervisor import ControlState, Supervisor
+from vlaq_ros.errors import StaleChunkError, StaleInputError, UnsafeActionError
+from vlaq_ros.policies.base import Policy
+from vlaq_ros.ros.inputs import Inputs
+from vlaq_ros.ros.outputs import Outputs
+from vlaq_ros.ros.policy_parameters import PolicyParameters
+from vlaq_ros.ros.pose_targets import PoseTarget, pose_targets
+from vlaq_ros.ros.worker import Worker
+from vlaq_ros.types import ActionChunk
+
+NO_INSTRUCTION = 'instruction: none given; publish a sentence on `instruction`'
+
+
+@dataclass(frozen=True)
+class Request:
+    """One inference: about the observation at `now_ns`, for one reset epoch."""
+
+    now_ns: int
+    epoch: int
+    last_observed_ns: int | None
+
+
+class ControlLoop:
+    """
+    Real-time control with one policy.
+
+    Args:
+        policy: Loaded policy.
+        config: Parameters of the node.
+        inputs: Observations and the instruction.
+        outputs: Commands.
+        wake: Makes the executor thread call `collect`; called on the worker thread.
+        steady: Returns seconds of a clock that never stops or jumps.
+
+    Attributes:
+        supervisor: Whether the arm may move, and why not.
+        player: The chunk being executed.
+        latency: Durations of the last inferences by stage.
+        counts: Refusals, clamps, failed inferences and dropped results, by reason.
+        limits: The check before every command.
+        last_error: Text of the last failed inference.
+        sequence: Chunks produced.
+        epoch: Grows with every reset; results of an earlier epoch are dropped.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        config: PolicyParameters,
+        inputs: Inputs,
+        outputs: Outputs,
+        wake: Callable[[], None],
+        steady: Callable[[], float] = time.monotonic,
+    ) -> None:
+        spec = policy.spec
+        self.supervisor = Supervisor(config.stop_repeat_s)
+        self.player = ChunkPlayer(spec.action, config.execution_horizon or spec.execution_horizon)
+        self.latency = LatencyWindow()
+        self.counts: Counter[str] = Counter()
+        self.limits = config.limits.to_limits()
+        self.last_error = ''
+        self.sequence = 0
+        self.epoch = 0
+        self._policy = policy
+        self._policy_epoch = 0
+        self._config = config
+        self._inputs = inputs
+        self._outputs = outputs
+        self._steady = steady
+        self._errors_in_a_row = 0
+        self._targets: list[PoseTarget] = []
+        self._worker: Worker[Request, ActionChunk | None] = Worker(self._infer, wake, 'inference')
+
+    def apply(self, config: PolicyParameters) -> None:
+        """Use the parameters that may change while running."""
+        self.limits = config.limits.to_limits()
+        self.supervisor.stop_repeat_s = config.stop_repeat_s
+
+    def activate(self, now_ns: int) -> None:
+        """Begin: wait for the first complete observation."""
+        self._inputs.clear()
+        self._inputs.enabled = True
+        self.supervisor.activate(now_ns)
+        self._new_epoch()
+
+    def deactivate(self, reason: str, now_ns: int) -> None:
+        """Send the stop command as the last one, and ignore what is still being computed."""
+        was_active = self.supervisor.state is not ControlState.INACTIVE
+        self._inputs.enabled = False
+        self.supervisor.deactivate(reason, now_ns)
+        self._new_epoch()
+        if was_active:
+            self._outputs.send_stop(self._inputs.pose(now_ns), now_ns)
+
+    def close(self) -> None:
+        """End the worker thread; an inference that hangs is left behind."""
+        self._worker.close(timeout_s=5.0)
+
+    def reset(self, now_ns: int) -> None:
+        """Forget the chunk and everything the policy remembers; leave a fault."""
+        self.supervisor.reset(now_ns)
+        self._errors_in_a_row = 0
+        self._new_epoch()
+
+    def clock_went_back(self, now_ns: int) -> None:
+        """Forget everything that was stamped in another time."""
+        self.counts['clock jumps'] += 1
+        self._inputs.forget(now_ns)
+        self._new_epoch()
+
+    def instruction_changed(self) -> None:
+        """Follow the new sentence from the next inference on; an empty one stops at once."""
+        if not self._inputs.instruction:
+            self._new_epoch()
+
+    def stored(self) -> None:
+        """Take note of a new sample; the next tick will look at it."""
+
+    def tick(self, now_ns: int) -> None:
+        """Run once per command period."""
+        self.collect(now_ns)
+        if self.supervisor.state is ControlState.FAULT:
+            self._repeat_stop(now_ns)
+            return
+        try:
+            self._require_inputs(now_ns)
+            self._ask_for_inference(now_ns)
+            row = self.player.row_at(now_ns)
+            self._command(row, now_ns)
+        except UnsafeActionError as error:
+            self.fault(str(error), now_ns)
+        except StaleInputError as error:
+            self.hold(str(error), now_ns)
+        except StaleChunkError as error:
+            self.hold(self._why_no_action(str(error)), now_ns)
+
+    def watch(self, now_ns: int) -> None:
+        """Run on a steady timer: stop when nothing arrives, even while the ROS clock stands."""
+        self.collect(now_ns)
+        silence = self._inputs.silence()
+        if silence:
+            self.hold(silence, now_ns)
+        else:
+            self._repeat_stop(now_ns)
+
+    def collect(self, now_ns: int) -> None:
+        """Take over what the worker has finished."""
+        for request, result in self._worker.collect():
+            if request.epoch != self.epoch:
+                self.counts['dropped: other epoch'] += 1
+            elif isinstance(result, StaleInputError) or result is None:
+                continue  # the tick reports missing inputs; None: that observation is answered
+            elif isinstance(result, Exception):
+                self._failed(result, now_ns)
+            else:
+                self._accept(result, now_ns)
+
+    def hold(self, reason: str, now_ns: int) -> None:
+        """Stop until motion is possible again."""
+        self.supervisor.hold(reason, now_ns, self._steady())
+        self._repeat_stop(now_ns)
+
+    def fault(self, reason: str, now_ns: int) -> None:
+        """Stop until ~/reset."""
+        self.supervisor.fault(reason, now_ns, self._steady())
+        self.player.clear(self.epoch)
+        self._repeat_stop(now_ns)
+
+    def _require_inputs(self, now_ns: int) -> None:
+        if not self._inputs.instruction:
+            raise StaleInputError(NO_INSTRUCTION)
+        silence = self._inputs.silence()
+        if silence:
+            raise StaleInputError(silence)
+        self._inputs.require(now_ns)
+
+    def _ask_for_inference(self, now_ns: int) -> None:
+        is_wanted = self._config.replan == 'continuous' or self.player.needs_inference(now_ns)
+        if is_wanted and not self._worker.is_busy:
+            self._submit(now_ns)
+
+    def _submit(self, now_ns: int) -> None:
+        chunk = self.player.chunk
+        last_observed_ns = None if chunk is None else chunk.observed_ns
+        self._worker.submit(Request(now_ns, self.epoch, last_observed_ns))
+
+    def _infer(self, request: Request) -> ActionChunk | None:
+        """Run the policy on the worker thread; None when there is no newer observation."""
+        if request.epoch != self._policy_epoch:
+            self._policy.reset()
+            self._policy_epoch = request.epoch
+        observation = self._inputs.observation(request.now_ns)
+        if observation.observed_ns == request.last_observed_ns:
+            return None
+        return replace(self._policy.infer(observation), epoch=request.epoch)
+
+    def _accept(self, chunk: ActionChunk, now_ns: int) -> None:
+        """Check all rows before the first one is executed."""
+        self.sequence += 1
+        chunk = replace(chunk, sequence=self.sequence)
+        try:
+            _require_finite(chunk)
+            targets = self._plan_targets(chunk)
+        except UnsafeActionError as error:
+            self._count_refusal(error)
+            self.fault(str(error), now_ns)
+            return
+        self._errors_in_a_row = 0
+        self.latency.add({'decode': self._inputs.decode_s, **chunk.stage_s})
+        if self.supervisor.state is not ControlState.FAULT and self.player.accept(chunk):
+            self._targets = targets
+            self._outputs.send_chunk(chunk)
+
+    def _plan_targets(self, chunk: ActionChunk) -> list[PoseTarget]:
+        if not self._outputs.wants_pose:
+            return []
+        start = self._inputs.pose(chunk.observed_ns)
+        if start is None:
+            raise UnsafeActionError('no measured pose at the time of the observation')
+        return pose_targets(chunk, start, self.limits)
+
+    def _failed(self, error: Exception, now_ns: int) -> None:
+        self.counts['failed inferences'] += 1
+        self._errors_in_a_row += 1
+        self.last_error = f'{type(error).__name__}: {error}'
+        if self._errors_in_a_row >= self._config.max_inference_errors:
+            self.fault(
+                f'{self._errors_in_a_row} inferences in a row failed, the last with '
+                f'{self.last_error}',
+                now_ns,
+            )
+
+    def _command(self, row: int, now_ns: int) -> None:
+        """Send the action of one row of the current chunk, if motion is allowed."""
+        chunk = self.player.chunk
+        if self._outputs.wants_pose:
+            target = self._targets[row]
+            self._count_limited(target.limited)
+            if self.supervisor.run(now_ns):
+                self._outputs.send_pose(target.pose, target.gripper, now_ns)
+            return
+        command = to_command(chunk.actions[row], chunk.spec)
+        try:
+            pose = self._inputs.pose(now_ns)
+            command, limited = self.limits.check(command, pose, chunk.spec.period_s)
+        except UnsafeActionError as error:
+            self._count_refusal(error)
+            raise
+        self._count_limited(limited)
+        if self.supervisor.run(now_ns):
+            self._outputs.send_twist(command, now_ns)
+
+    def _repeat_stop(self, now_ns: int) -> None:
+        if self.supervisor.must_send_stop(self._steady()):
+            self._outputs.send_stop(self._inputs.pose(now_ns), now_ns)
+
+    def _new_epoch(self) -> None:
+        self.epoch += 1
+        self.player.clear(self.epoch)
+        self._targets = []
+
+    def _why_no_action(self, text: str) -> str:
+        if self._errors_in_a_row:
+            return f'inference failed: {self.last_error}'
+        chunk = self.player.chunk
+        if chunk is None:
+            return 'waiting for an inference'
+        covered_s = len(chunk.actions) * chunk.spec.period_s
+        if chunk.inference_s > covered_s:
+            text += f'; an inference takes {chunk.inference_s:.3f} s, longer than the whole chunk'
+        return text
+
+    def _count_limited(self, reasons: tuple) -> None:
+        self.counts.update(f'limited: {reason}' for reason in reasons)
+
+    def _count_refusal(self, error: UnsafeActionError) -> None:
+        reasons = error.reasons if isinstance(error, RefusedCommandError) else ('pose',)
+        self.counts.update(f'refused: {reason}' for reason in reasons)
+
+
+def _require_finite(chunk: ActionChunk) -> None:
+    rows = np.flatnonzero(~np.isfinite(chunk.actions).all(axis=1))
+    if len(rows):
+        raise RefusedCommandError(
+            {
+                'not_finite': f'chunk {chunk.sequence} has values that are not finite in rows '
+                f'{rows.tolist()}'
+            }
+        )

@@ -1,0 +1,189 @@
+"""
+ROS messages to the values of `vlaq_ros.types` and back. No arithmetic beyond units.
+
+Everything is stamped by the caller: commands with the present time, chunks with the time of their
+observation.
+"""
+
+import importlib
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+import numpy as np
+from builtin_interfaces.msg import Duration, Time
+from geometry_msgs.msg import PoseStamped, TwistStamped
+from numpy.typing import NDArray
+from sensor_msgs.msg import CompressedImage, Image, JointState
+
+from vlaq_ros.data.images import decode_compressed, decode_image
+from vlaq_ros.errors import ImageError
+from vlaq_ros.policies.base import MemoryReport
+from vlaq_ros.ros.interfaces import ActionChunk as ActionChunkMessage
+from vlaq_ros.ros.interfaces import PrecisionState
+from vlaq_ros.types import ActionChunk, ActionSpec, EndEffectorCommand, Pose
+
+_SECOND_NS = 1_000_000_000
+# Encodings for which cv_bridge gives the same pixels as our decoder, without rounding.
+_BRIDGED_ENCODINGS = ('rgb8', 'bgr8', 'rgba8', 'bgra8', 'mono8')
+
+
+def to_nanoseconds(stamp: Time | Duration) -> int:
+    """Return a stamp or duration as integer nanoseconds."""
+    return stamp.sec * _SECOND_NS + stamp.nanosec
+
+
+def to_stamp(stamp_ns: int) -> Time:
+    """Return nanoseconds as a message stamp."""
+    return Time(sec=stamp_ns // _SECOND_NS, nanosec=stamp_ns % _SECOND_NS)
+
+
+def to_duration(seconds: float) -> Duration:
+    """Return seconds as a message duration, to the nearest nanosecond."""
+    duration_ns = round(seconds * _SECOND_NS)
+    return Duration(sec=duration_ns // _SECOND_NS, nanosec=duration_ns % _SECOND_NS)
+
+
+def to_pixels(msg: Image | CompressedImage) -> NDArray[np.uint8]:
+    """
+    Return the pixels of an image message: RGB uint8 [height, width, 3].
+
+    Raises:
+        ImageError: The message cannot be decoded.
+    """
+    if isinstance(msg, CompressedImage):
+        return decode_compressed(msg.format, msg.data)
+    bridge, _ = image_bridge()
+    if bridge is not None and msg.encoding in _BRIDGED_ENCODINGS:
+        return bridge(msg)
+    return _decode(msg)
+
+
+@lru_cache(maxsize=1)
+def image_bridge() -> tuple[Callable[[Image], NDArray[np.uint8]] | None, str]:
+    """
+    Return the installed cv_bridge as a function and why, or None and why not.
+
+    Some builds of cv_bridge misread padded rows or fail on newer numpy, so one small padded image
+    must come back with the right pixels. Probed once per process.
+    """
+    try:
+        cv_bridge = importlib.import_module('cv_bridge').CvBridge()
+    except Exception as error:  # compiled modules fail in many ways, not only with ImportError
+        return None, f'own decoder: cv_bridge is not usable ({error})'
+
+    def bridged(msg: Image) -> NDArray[np.uint8]:
+        try:
+            return np.asarray(cv_bridge.imgmsg_to_cv2(msg, 'rgb8'))
+        except Exception as error:
+            raise ImageError(f'cv_bridge cannot decode a {msg.encoding} image: {error}') from error
+
+    padded = bytes([1, 2, 3, 0, 4, 5, 6, 0])
+    probe = Image(height=2, width=1, encoding='bgr8', step=4, data=padded)
+    try:
+        same = np.array_equal(bridged(probe), _decode(probe))
+    except ImageError as error:
+        return None, f'own decoder: {error}'
+    if not same:
+        return None, 'own decoder: cv_bridge misreads padded rows'
+    return bridged, 'cv_bridge'
+
+
+def _decode(msg: Image) -> NDArray[np.uint8]:
+    return decode_image(
+        msg.encoding, msg.height, msg.width, msg.step, bool(msg.is_bigendian), msg.data
+    )
+
+
+def to_pose(msg: PoseStamped) -> Pose:
+    """Return the pose of a message; its frame is the caller's business."""
+    at, turned = msg.pose.position, msg.pose.orientation
+    return Pose(np.array([at.x, at.y, at.z]), np.array([turned.x, turned.y, turned.z, turned.w]))
+
+
+def twist_message(command: EndEffectorCommand, frame_id: str, stamp_ns: int) -> TwistStamped:
+    """Return the velocity of a command, linear [m/s] and angular [rad/s]."""
+    msg = TwistStamped()
+    msg.header.stamp, msg.header.frame_id = to_stamp(stamp_ns), frame_id
+    linear, angular = msg.twist.linear, msg.twist.angular
+    linear.x, linear.y, linear.z, angular.x, angular.y, angular.z = map(float, command.twist)
+    return msg
+
+
+def pose_message(pose: Pose, frame_id: str, stamp_ns: int) -> PoseStamped:
+    """Return a target pose."""
+    msg = PoseStamped()
+    msg.header.stamp, msg.header.frame_id = to_stamp(stamp_ns), frame_id
+    at, turned = msg.pose.position, msg.pose.orientation
+    at.x, at.y, at.z = map(float, pose.position)
+    turned.x, turned.y, turned.z, turned.w = map(float, pose.quat_xyzw)
+    return msg
+
+
+def gripper_message(joint: str, position: float, stamp_ns: int) -> JointState:
+    """Return a gripper command: the joint and its position [m]."""
+    msg = JointState(name=[joint], position=[float(position)])
+    msg.header.stamp = to_stamp(stamp_ns)
+    return msg
+
+
+def chunk_message(chunk: ActionChunk, frame_id: str) -> ActionChunkMessage:
+    """Return a chunk as a message, stamped with its observation."""
+    msg = ActionChunkMessage(
+        names=list(chunk.spec.names),
+        units=list(chunk.spec.units),
+        delta=chunk.spec.delta,
+        horizon=len(chunk.actions),
+        actions=chunk.actions.ravel().tolist(),
+        step_duration=to_duration(chunk.spec.period_s),
+        sequence=chunk.sequence,
+        epoch=chunk.epoch,
+        instruction=chunk.instruction,
+        precision=chunk.precision,
+        head=chunk.head,
+        inference_time=to_duration(chunk.inference_s),
+    )
+    msg.header.stamp, msg.header.frame_id = to_stamp(chunk.observed_ns), frame_id
+    return msg
+
+
+def chunk_from_message(msg: ActionChunkMessage, spec: ActionSpec) -> ActionChunk:
+    """
+    Return the chunk of a message; its bounds and frame are those of `spec`.
+
+    Raises:
+        ValueError: The message was made for another action spec.
+    """
+    theirs = (tuple(msg.names), tuple(msg.units), msg.delta, to_nanoseconds(msg.step_duration))
+    ours = (spec.names, spec.units, spec.delta, spec.period_ns)
+    if theirs != ours:
+        raise ValueError(f'the chunk has names, units, delta, period {theirs}, expected {ours}')
+    return ActionChunk(
+        np.array(msg.actions).reshape(msg.horizon, -1),
+        spec,
+        to_nanoseconds(msg.header.stamp),
+        msg.instruction,
+        msg.precision,
+        msg.head,
+        msg.sequence,
+        msg.epoch,
+        {'inference': to_nanoseconds(msg.inference_time) / _SECOND_NS},
+    )
+
+
+def precision_message(
+    precision: str, available: Sequence[str], memory: MemoryReport, reason: str, stamp_ns: int
+) -> PrecisionState:
+    """Return the precision that a loaded policy runs at."""
+    msg = PrecisionState(
+        precision=precision,
+        requested=precision,
+        available=list(available),
+        mean_bits_per_weight=float(memory.mean_bits_per_weight),
+        activation_bits=16.0 if precision == 'bf16' else 32.0,
+        weight_bytes=memory.weight_bytes,
+        quantized_layers=memory.quantized_layers,
+        kernel=memory.kernel,
+        reason=reason,
+    )
+    msg.header.stamp = to_stamp(stamp_ns)
+    return msg

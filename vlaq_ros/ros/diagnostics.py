@@ -1,0 +1,155 @@
+"""
+The policy node on /diagnostics, once a second, on the node clock.
+
+`diagnostic_updater` is not used: its frequency and time stamp tasks compare simulated stamps with
+wall time. Each function answers one question an operator asks; nothing here stops the robot.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+
+from vlaq_ros.control.supervisor import ControlState
+from vlaq_ros.policies.base import MemoryReport
+from vlaq_ros.ros.control_loop import ControlLoop
+from vlaq_ros.ros.conversions import image_bridge, to_stamp
+from vlaq_ros.ros.inputs import Inputs
+from vlaq_ros.ros.outputs import Outputs
+from vlaq_ros.ros.policy_parameters import PolicyParameters
+
+OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
+
+
+def status(name: str, level: bytes, message: str, **values: Any) -> DiagnosticStatus:
+    """Return one status; values are shown in the order given."""
+    shown = [KeyValue(key=key.replace('_', ' '), value=str(v)) for key, v in values.items()]
+    return DiagnosticStatus(name=name, level=level, message=message, values=shown)
+
+
+def array(
+    node_name: str, hardware_id: str, stamp_ns: int, statuses: Iterable[DiagnosticStatus]
+) -> DiagnosticArray:
+    """Return the message; every status is named `<node>: <subject>`."""
+    msg = DiagnosticArray()
+    msg.header.stamp = to_stamp(stamp_ns)
+    for one in statuses:
+        one.name = f'{node_name}: {one.name}'
+        one.hardware_id = hardware_id
+        msg.status.append(one)
+    return msg
+
+
+def control(lifecycle: str, failure: str, loop: ControlLoop | None) -> DiagnosticStatus:
+    """Return whether the arm is commanded, and why not."""
+    if loop is None:
+        return status(
+            'control', ERROR if failure else OK, failure or lifecycle, lifecycle=lifecycle
+        )
+    supervisor = loop.supervisor
+    level = {ControlState.HOLDING: WARN, ControlState.FAULT: ERROR}.get(supervisor.state, OK)
+    if failure:
+        level = ERROR
+    text = f'{supervisor.state.name.lower()}: {supervisor.reason}'.rstrip(': ')
+    counts = {key.replace(' ', '_'): count for key, count in sorted(loop.counts.items())}
+    return status(
+        'control', level, failure or text, lifecycle=lifecycle, epoch=loop.epoch, **counts
+    )
+
+
+def image_age(
+    inputs: Inputs, config: PolicyParameters, now_ns: int, publishers: Mapping[str, int]
+) -> DiagnosticStatus:
+    """Return the age of every input; a silent one is shown with the number of its publishers."""
+    problems, values = [], {}
+    for stream, age_s in inputs.ages_s(now_ns).items():
+        limit_s = config.age.state_s if stream == 'state' else config.age.image_s
+        values[f'{stream}_age_[s]'] = 'nothing received' if age_s is None else f'{age_s:.3f}'
+        if age_s is None or age_s > limit_s:
+            problems.append(stream)
+    for stream, topic in inputs.topics.items():
+        values[f'publishers_of_{topic}'] = publishers[stream]
+    for stream, why in inputs.trouble.items():
+        values[f'{stream}_dropped'] = f'{inputs.dropped[stream]}: {why}'
+    if not inputs.enabled:
+        return status('image age', OK, 'inputs are ignored while inactive', **values)
+    message = f'missing or stale: {", ".join(problems)}' if problems else 'all inputs are fresh'
+    return status('image age', ERROR if problems else OK, message, **values)
+
+
+def instruction(inputs: Inputs) -> DiagnosticStatus:
+    """Return the sentence in force."""
+    text = inputs.instruction
+    return status(
+        'instruction', OK if text else WARN, text or 'none given', count=inputs.instruction_count
+    )
+
+
+def latency(loop: ControlLoop, period_s: float) -> DiagnosticStatus:
+    """Return the time of every stage; late when the worst total exceeds what a chunk bridges."""
+    summary = loop.latency.summary()
+    if summary is None:
+        return status('inference latency', OK, 'no inference yet')
+    values = {
+        f'{stage}_p50/p95/max_[ms]': (
+            f'{t.p50_s * 1e3:.2f} / {t.p95_s * 1e3:.2f} / {t.max_s * 1e3:.2f}'
+        )
+        for stage, t in summary.items()
+    }
+    total = summary['total']
+    chunk = loop.player.chunk
+    spare_s = (len(chunk.actions) if chunk else 1) * period_s
+    is_late = total.p95_s > spare_s
+    message = f'p95 {total.p95_s * 1e3:.1f} ms'
+    if is_late:
+        message += f' is longer than the chunk of {spare_s * 1e3:.0f} ms: the arm stops in between'
+    return status('inference latency', WARN if is_late else OK, message, **values)
+
+
+def command_rate(
+    outputs: Outputs, config: PolicyParameters, rate_hz: float, is_running: bool
+) -> DiagnosticStatus:
+    """Return the rate of arm commands, and warn when somebody else commands the same arm."""
+    rivals = outputs.rivals()
+    values = {'rate_[Hz]': f'{rate_hz:.1f}', 'sent': outputs.sent, 'rivals': ', '.join(rivals)}
+    values['topics'] = ', '.join(outputs.topics)
+    if rivals:
+        message = f'another node publishes our commands: {", ".join(rivals)}'
+        return status('command rate', WARN, message, **values)
+    wanted_hz = config.command.rate_hz
+    if is_running and not config.lockstep and rate_hz < 0.8 * wanted_hz:
+        message = f'{rate_hz:.1f} Hz instead of {wanted_hz:g} Hz'
+        return status('command rate', WARN, message, **values)
+    if is_running and not outputs.has_listeners():
+        return status('command rate', WARN, 'nobody subscribes to the commands', **values)
+    return status('command rate', OK, f'{rate_hz:.1f} Hz', **values)
+
+
+def memory(report: MemoryReport) -> DiagnosticStatus:
+    """Return the storage of the weights."""
+    return status(
+        'memory',
+        OK,
+        f'{report.weight_bytes / 2**20:.2f} MiB of weights',
+        weight_bytes=report.weight_bytes,
+        quantized_bytes=report.quantized_bytes,
+        quantized_layers=report.quantized_layers,
+        mean_bits_per_weight=f'{report.mean_bits_per_weight:.2f}',
+    )
+
+
+def precision(name: str, head: str, kernel: str) -> DiagnosticStatus:
+    """Return what the weights are multiplied with."""
+    return status('precision', OK, name, head=head, kernel=kernel, images=image_bridge()[1])
+
+
+def self_test(passed: bool | None, text: str) -> DiagnosticStatus:
+    """Return the result of the last self-test; None: it was switched off."""
+    level = OK if passed else WARN if passed is None else ERROR
+    return status('self-test', level, text)
+
+
+def qos(unmatched: Mapping[str, str]) -> DiagnosticStatus:
+    """Return every topic that is cut off by incompatible QoS."""
+    message = '; '.join(unmatched.values()) or 'no incompatible QoS'
+    return status('qos', WARN if unmatched else OK, message)

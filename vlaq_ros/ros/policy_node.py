@@ -1,0 +1,297 @@
+"""
+The policy node: images and a sentence in, commands for the arm out.
+
+Subscriptions store, the tick decides, a worker infers; see `control_loop`. This file holds the
+lifecycle, the services and what is announced. Everything is stopped before it is taken apart.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.clock import Clock, ClockType, JumpThreshold, TimeJump
+from rclpy.duration import Duration
+from std_srvs.srv import Trigger
+
+from vlaq_ros.control.supervisor import ControlState
+from vlaq_ros.errors import ConfigError, PolicyError
+from vlaq_ros.policies.base import Policy
+from vlaq_ros.policies.bundle import open_bundle
+from vlaq_ros.policies.registry import PRECISIONS, load_policy
+from vlaq_ros.ros import diagnostics, policy_status, qos
+from vlaq_ros.ros.control_loop import ControlLoop
+from vlaq_ros.ros.conversions import precision_message
+from vlaq_ros.ros.inputs import Inputs
+from vlaq_ros.ros.interfaces import PrecisionState
+from vlaq_ros.ros.lifecycle import ManagedNode, run_node
+from vlaq_ros.ros.lockstep import LockstepLoop
+from vlaq_ros.ros.outputs import Outputs
+from vlaq_ros.ros.parameters import NodeParameters
+from vlaq_ros.ros.policy_parameters import PolicyParameters
+
+_WATCH_PERIOD_S = 0.05
+_FLUSH_S = 0.2
+
+
+def bundle_digest(bundle: str | Path) -> str:
+    """Return the sha256 that identifies a bundle."""
+    return open_bundle(bundle).digest
+
+
+class PolicyNode(ManagedNode):
+    """
+    See the module docstring; topics, services and parameters are in the README.
+
+    Args:
+        load_policy: Loads a bundle; see `registry.load_policy`.
+        digest: Identifies a bundle.
+        options: Of `rclpy.node.Node`.
+    """
+
+    def __init__(
+        self,
+        *,
+        load_policy: Callable[..., Policy] = load_policy,
+        digest: Callable[[str], str] = bundle_digest,
+        **options: Any,
+    ) -> None:
+        super().__init__('policy', **options)
+        self._load_policy = load_policy
+        self._digest = digest
+        self._config: PolicyParameters | None = None
+        self._policy: Policy | None = None
+        self._inputs: Inputs | None = None
+        self._outputs: Outputs | None = None
+        self._loop: ControlLoop | None = None
+        self._bundle_hash = ''
+        self._self_test: tuple[bool | None, str] = (None, 'not run')
+        self._timers_while_active: list = []
+        self._commands_before = 0
+        self._settings = NodeParameters(
+            self,
+            PolicyParameters,
+            is_configured=lambda: self._loop is not None,
+            check=self._mismatches,
+            apply=lambda config: self._loop.apply(config),
+        )
+        for sentence in self._settings.unknown_overrides():
+            self.get_logger().warning(sentence)
+        self._steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self._wake = self.create_guard_condition(self._on_inference_done)
+        self._status = policy_status.StatusAnnouncer(self)
+        self._precision_pub = self.create_publisher(PrecisionState, '~/precision', qos.LATCHED)
+        self._diagnostics_pub = self.create_publisher(
+            DiagnosticArray, '/diagnostics', qos.DIAGNOSTICS
+        )
+        self.create_service(Trigger, '~/reset', self._on_reset)
+        self.create_service(Trigger, '~/self_test', self._on_self_test)
+        self.create_timer(1.0, self._on_diagnostics_timer)
+        backward = JumpThreshold(
+            min_forward=None, min_backward=Duration(nanoseconds=-1), on_clock_change=True
+        )
+        self._jumps = self.get_clock().create_jump_callback(backward, post_callback=self._on_jump)
+        if self.get_parameter('autostart').value:
+            self._autostart = self.create_timer(0.0, self._on_autostart, clock=self._steady)
+        self._announce()
+
+    # --- lifecycle
+
+    def set_up(self) -> None:
+        """Read the parameters, load and test the policy, connect."""
+        config = self._settings.read()
+        if config.lockstep and not self.get_parameter('use_sim_time').value:
+            raise ConfigError(
+                "parameter 'lockstep' = True needs 'use_sim_time' = True: only a simulator waits "
+                'for the answer'
+            )
+        self._bundle_hash = self._digest(config.bundle)
+        self._policy = policy = self._load_policy(
+            config.bundle,
+            precision=config.precision,
+            head=config.head or None,
+            threads=config.threads or None,
+        )
+        problems = list(config.mismatches(policy.spec))
+        if problems:
+            raise ConfigError('\n'.join(problems))
+        self._test_policy(is_required=config.self_test)
+        loop_type = LockstepLoop if config.lockstep else ControlLoop
+        self._config = config
+        self._inputs = Inputs(self, policy.spec, config, self._on_stored, self._on_instruction)
+        self._outputs = Outputs(self, config)
+        self._loop = loop_type(policy, config, self._inputs, self._outputs, self._wake.trigger)
+        self._precision_pub.publish(
+            precision_message(
+                policy.precision, PRECISIONS, policy.memory(), 'configured', self._now_ns()
+            )
+        )
+        self.get_logger().info(
+            f'configured: bundle {policy.spec.name!r} ({self._bundle_hash[:12]}), precision '
+            f'{policy.precision}, head {policy.head!r}; {self._self_test[1]}'
+        )
+        self._announce()
+
+    def start(self) -> None:
+        """Begin to act on the tick."""
+        self._loop.activate(self._now_ns())
+        period_s = 1.0 / self._config.command.rate_hz
+        self._timers_while_active = [
+            self.create_timer(period_s, self._on_tick),
+            self.create_timer(_WATCH_PERIOD_S, self._on_watch, clock=self._steady),
+        ]
+        self._announce()
+
+    def halt(self, reason: str) -> None:
+        """Send the stop command as the last one."""
+        for timer in self._timers_while_active:
+            self.destroy_timer(timer)
+        self._timers_while_active = []
+        if self._loop is not None:
+            self._loop.deactivate(reason, self._now_ns())
+            self._outputs.flush(_FLUSH_S)
+        self._announce()
+
+    def tear_down(self) -> None:
+        """Release the policy and disconnect."""
+        for part in (self._loop, self._inputs, self._outputs):
+            if part is not None:
+                part.close()
+        self._loop = self._inputs = self._outputs = self._policy = self._config = None
+        self._bundle_hash = ''
+        self._announce()
+
+    def destroy_node(self) -> None:
+        """Stop listening to the clock, then destroy the node."""
+        self._jumps.unregister()
+        if self._loop is not None:
+            self._loop.close()
+        super().destroy_node()
+
+    # --- callbacks
+
+    def _on_autostart(self) -> None:
+        self.destroy_timer(self._autostart)
+        self.bring_up()
+
+    def _on_stored(self) -> None:
+        if self._loop is not None:
+            self._loop.stored()
+
+    def _on_instruction(self) -> None:
+        if self._loop is not None:
+            self._loop.instruction_changed()
+        self._announce()
+
+    def _on_inference_done(self) -> None:
+        if self._loop is not None:
+            self._loop.collect(self._now_ns())
+            self._announce()
+
+    def _on_tick(self) -> None:
+        self._loop.tick(self._now_ns())
+        self._announce()
+
+    def _on_watch(self) -> None:
+        now_ns = self._now_ns()
+        if now_ns == 0 and self.get_parameter('use_sim_time').value:
+            self._loop.hold('no time received on /clock (use_sim_time is true)', now_ns)
+        else:
+            self._loop.watch(now_ns)
+        self._announce()
+
+    def _on_jump(self, jump: TimeJump) -> None:
+        if self._loop is None:
+            return
+        self.get_logger().warning(
+            f'the clock jumped by {jump.delta.nanoseconds / 1e9:.3f} s: '
+            'inputs and chunk are forgotten'
+        )
+        self._loop.clock_went_back(self._now_ns())
+        self._announce()
+
+    def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        if self._loop is None:
+            response.message = f'nothing to reset: the node is {self.lifecycle}'
+            return response
+        self._loop.reset(self._now_ns())
+        self._announce()
+        response.success = True
+        response.message = f'epoch {self._loop.epoch}'
+        return response
+
+    def _on_self_test(
+        self, request: Trigger.Request, response: Trigger.Response
+    ) -> Trigger.Response:
+        if self.lifecycle == 'inactive':
+            self._test_policy(is_required=False)
+            response.success = bool(self._self_test[0])
+            response.message = self._self_test[1]
+        elif self.lifecycle == 'active':
+            response.message = (
+                f'refused while active: deactivate first. The last result: {self._self_test[1]}'
+            )
+        else:
+            response.message = f'no policy is loaded: the node is {self.lifecycle}'
+        return response
+
+    def _on_diagnostics_timer(self) -> None:
+        now_ns = self._now_ns()
+        statuses = [diagnostics.control(self.lifecycle, self.failure, self._loop)]
+        if self._loop is not None:
+            statuses += self._policy_diagnostics(now_ns)
+        name = self.get_fully_qualified_name().lstrip('/')
+        hardware_id = f'{self._policy.spec.name} {self._bundle_hash[:12]}' if self._policy else ''
+        self._diagnostics_pub.publish(diagnostics.array(name, hardware_id, now_ns, statuses))
+        self._announce(refresh=True)
+
+    # --- what is announced
+
+    def _policy_diagnostics(self, now_ns: int) -> list:
+        inputs, outputs, loop, policy = self._inputs, self._outputs, self._loop, self._policy
+        rate_hz = outputs.sent - self._commands_before  # this runs once a second
+        self._commands_before = outputs.sent
+        publishers = {stream: self.count_publishers(t) for stream, t in inputs.topics.items()}
+        is_running = loop.supervisor.state is ControlState.RUNNING
+        memory = policy.memory()
+        return [
+            diagnostics.image_age(inputs, self._config, now_ns, publishers),
+            diagnostics.instruction(inputs),
+            diagnostics.latency(loop, policy.spec.action.period_s),
+            diagnostics.command_rate(outputs, self._config, rate_hz, is_running),
+            diagnostics.memory(memory),
+            diagnostics.precision(policy.precision, policy.head, memory.kernel),
+            diagnostics.self_test(*self._self_test),
+            diagnostics.qos({**inputs.unmatched, **outputs.unmatched}),
+        ]
+
+    def _announce(self, *, refresh: bool = False) -> None:
+        if self._loop is None:
+            msg = policy_status.unloaded(self.failure or self.lifecycle)
+        else:
+            name = self._policy.spec.name
+            msg = policy_status.loaded(self._loop, self._inputs, name, self._bundle_hash)
+        self._status.announce(msg, refresh=refresh)
+
+    def _now_ns(self) -> int:
+        return self.get_clock().now().nanoseconds
+
+    def _mismatches(self, config: PolicyParameters) -> list[str]:
+        return list(config.mismatches(self._policy.spec)) if self._policy else []
+
+    def _test_policy(self, *, is_required: bool) -> None:
+        if not is_required and self.lifecycle == 'unconfigured':
+            self._self_test = (None, 'self-test switched off')
+            return
+        report = self._policy.self_test()
+        text = f'self-test passed: {len(report.checks)} checks'
+        if not report.passed:
+            text = f'self-test failed:\n{report.failures()}'
+        self._self_test = (report.passed, text)
+        if is_required and not report.passed:
+            raise PolicyError(text)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the policy node until Ctrl-C."""
+    return run_node(PolicyNode, args)

@@ -1,0 +1,67 @@
+"""
+~/status and its log: what the policy node is doing, told on the edge and never per tick.
+
+A change of state, sentence or epoch is published at once. The reason of a hold changes with every
+tick (it names ages), so a reason alone is published when `refresh` is called, once a second.
+"""
+
+from rclpy.node import Node
+
+from vlaq_ros.control.supervisor import ControlState
+from vlaq_ros.ros import qos
+from vlaq_ros.ros.control_loop import ControlLoop
+from vlaq_ros.ros.conversions import to_stamp
+from vlaq_ros.ros.inputs import Inputs
+from vlaq_ros.ros.interfaces import PolicyStatus
+
+
+class StatusAnnouncer:
+    """Publishes ~/status, latched, and logs changes of state."""
+
+    def __init__(self, node: Node) -> None:
+        self._logger = node.get_logger()
+        self._publisher = node.create_publisher(PolicyStatus, '~/status', qos.LATCHED)
+        self._last = PolicyStatus(state=255)
+
+    def announce(self, msg: PolicyStatus, *, refresh: bool = False) -> None:
+        """Publish when something changed; with `refresh` also when only the reason did."""
+        changed = _essence(msg) != _essence(self._last)
+        if not changed and not (refresh and msg.reason != self._last.reason):
+            return
+        if msg.state != self._last.state:
+            self._log(msg)
+        self._last = msg
+        self._publisher.publish(msg)
+
+    def _log(self, msg: PolicyStatus) -> None:
+        if msg.state == ControlState.FAULT:
+            self._logger.error(f'stopped until ~/reset: {msg.reason}')
+        elif msg.state == ControlState.HOLDING:
+            self._logger.warning(f'holding: {msg.reason}')
+        elif msg.state == ControlState.RUNNING:
+            self._logger.info(f'moving: {msg.instruction!r}')
+
+
+def unloaded(reason: str) -> PolicyStatus:
+    """Return the status of a node without a policy."""
+    return PolicyStatus(state=PolicyStatus.INACTIVE, reason=reason)
+
+
+def loaded(loop: ControlLoop, inputs: Inputs, bundle: str, bundle_hash: str) -> PolicyStatus:
+    """Return the status of a node with a policy."""
+    msg = PolicyStatus(
+        state=int(loop.supervisor.state),
+        reason=loop.supervisor.reason,
+        instruction=inputs.instruction,
+        instruction_count=inputs.instruction_count,
+        epoch=loop.epoch,
+        sequence=loop.sequence,
+        bundle=bundle,
+        bundle_hash=bundle_hash,
+    )
+    msg.header.stamp = to_stamp(loop.supervisor.since_ns)
+    return msg
+
+
+def _essence(msg: PolicyStatus) -> tuple:
+    return (msg.state, msg.instruction, msg.instruction_count, msg.epoch, msg.bundle_hash)
