@@ -81,9 +81,7 @@ class Inputs:
         self.decode_s = 0.0
         needs_pose_only = config.command.type == 'pose' or config.limits.use_workspace
         sources = set(config.state.sources)
-        self._state_topics = [t for t in (_LOOK_FOR_LATCHED_S = 0.25
-
-POSE_TOPIC, JOINT_TOPIC) if _serves(t, sources)]
+        self._state_topics = [t for t in (POSE_TOPIC, JOINT_TOPIC) if _serves(t, sources)]
         self._needs_pose = needs_pose_only or POSE_TOPIC in self._state_topics
         self._poses = StreamBuffer(capacity=64)
         self._raw = {topic: StreamBuffer() for topic in self._state_topics}
@@ -188,7 +186,9 @@ POSE_TOPIC, JOINT_TOPIC) if _serves(t, sources)]
             String, INSTRUCTION_TOPIC, self._on_text, qos.INSTRUCTION_IN
         )
         self._latched_timer = self._node.create_timer(
-            _LOOK_FOR_LATCHED_S, self._look_for_latched, clock=Clock(clock_type=ClockType.STEADY_TIME)
+            _LOOK_FOR_LATCHED_S,
+            self._look_for_latched,
+            clock=Clock(clock_type=ClockType.STEADY_TIME),
         )
         return topics
 
