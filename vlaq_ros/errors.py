@@ -46,5 +46,9 @@ class SimulatorError(VlaqError):
     """The simulator cannot start, render or run the task asked for."""
 
 
+class BringupError(VlaqError):
+    """A node did not start, died, or did not answer in time."""
+
+
 class MissingDependencyError(VlaqError):
     """A package or system library that this command needs is not installed."""
