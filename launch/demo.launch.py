@@ -3,16 +3,17 @@ The simulated arm with a policy that drives it, episode after episode.
 
     ros2 launch vlaq_ros demo.launch.py task:=drawer-open precision:=w4
 
-The simulator publishes the sentence of every episode and starts the next one by itself. `vlaq demo`
-runs the same two nodes without `launch`, once per task, and reports.
+The simulator publishes the sentence of every episode and starts the next one by itself. `vlaq
+demo` runs the same two nodes without `launch`, once per task, and reports.
 """
 
-from launch import LaunchDescription
 from launch.actions import DeclareLaunchArgument, Shutdown
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
+
+from launch import LaunchDescription
 
 # name -> (default, description)
 ARGUMENTS = {

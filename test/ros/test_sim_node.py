@@ -1,4 +1,4 @@
-"""The simulated arm as a robot: lockstep, stamps, refusals, resets, the same loop as without ROS."""
+"""The simulated arm as a robot: lockstep, stamps, refusals, resets, parity with the ROS-free loop."""
 
 import numpy as np
 import pytest
