@@ -1,0 +1,1 @@
+"""The maths of one tensor: schemes, affine quantization, packing. No models, no files."""
