@@ -1,0 +1,1 @@
+"""Multiplication by a packed weight: the definition, then one fast kernel per file."""
