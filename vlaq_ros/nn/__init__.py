@@ -1,0 +1,1 @@
+"""Quantized layers, and the surgery that puts them into a model and takes them out again."""
