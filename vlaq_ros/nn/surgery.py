@@ -67,8 +67,9 @@ def quantize_linears(model: nn.Module, plan: Mapping[str, QuantScheme]) -> dict[
         The original layers by name, for `restore`. Drop them to free their memory.
 
     Raises:
-        SchemeError: Names that are unknown or not a linear layer, widths the group size does not
-            divide, weights that cannot be quantized: all of them at once, with nothing replaced.
+        SchemeError: Names that are unknown or not a linear layer and widths the group size does
+            not divide, all in one message; where all of these fit, every weight that cannot be
+            quantized. Nothing is replaced.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     if offenders := list(_offenders(modules, plan)):
