@@ -20,16 +20,15 @@ from typing import TYPE_CHECKING, Any
 from vlaq_ros.errors import BundleError, ConfigError, MissingDependencyError
 from vlaq_ros.policies.bundle import Bundle, open_bundle
 from vlaq_ros.policies.registry import PRECISIONS
+from vlaq_ros.sim.collect import EVALUATION_SEED
 from vlaq_ros.sim.results import Config, ResultStore
-from vlaq_ros.sim.tasks import TASKS
+from vlaq_ros.sim.tasks import INSTRUCTIONS, TASKS
 
 if TYPE_CHECKING:
     from vlaq_ros.sim.rollout import Episode
     from vlaq_ros.sim.workers import Job
 
 DEFAULT_CONFIGS = ('fp32:flow', 'w8:flow', 'w4:flow', 'fp32:token', 'w8:token', 'w4:token')
-INSTRUCTIONS = ('train', 'held-out', 'wrong')
-TRAINING_SEEDS = 100  # seeds below this belong to training and calibration
 INTERRUPTED = 130
 
 
@@ -51,7 +50,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='episodes per task and configuration (default: %(default)s)',
     )
     parser.add_argument(
-        '--seed', type=int, default=100, help='first environment seed (default: %(default)s)'
+        '--seed',
+        type=int,
+        default=EVALUATION_SEED,
+        help='first environment seed (default: %(default)s)',
     )
     parser.add_argument(
         '--instructions',
@@ -118,9 +120,9 @@ def make_plan(args: argparse.Namespace) -> Plan:
         value = getattr(args, option)
         if value is not None and value < low:
             problems.append(f'--{option.replace("_", "-")} {value}: must be at least {low}')
-    if args.seed < TRAINING_SEEDS:
+    if args.seed < EVALUATION_SEED:
         problems.append(
-            f'--seed {args.seed}: seeds below {TRAINING_SEEDS} belong to training and calibration'
+            f'--seed {args.seed}: seeds below {EVALUATION_SEED} belong to training and calibration'
         )
     horizon = bundle.spec.horizon if bundle else None
     if horizon and (args.execution_horizon or 0) > horizon:

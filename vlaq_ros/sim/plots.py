@@ -101,8 +101,8 @@ def _drift(figure: Any, rows: Sequence[Row]) -> None:
     colours = _colours(rows)
     for axes, head in zip(panels, heads):
         for row in (row for row in compared if row.config.head == head):
-            low, median, high = 1e3 * row.closed_loop.quartiles_m.T
-            steps, colour = np.arange(len(median)), colours[row.config.precision]
+            low, median, high = 1e3 * row.closed_loop.quartiles_m[1:].T  # all start alike
+            steps, colour = np.arange(1, len(median) + 1), colours[row.config.precision]
             low = np.maximum(low, 1e-9)  # a band with an end at zero would vanish
             axes.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
             axes.plot(steps, median, color=colour, linewidth=2, label=row.config.precision)
@@ -110,7 +110,7 @@ def _drift(figure: Any, rows: Sequence[Row]) -> None:
         axes.annotate(
             f' step {EARLY_STEP}', (EARLY_STEP, 1.0), xycoords=('data', 'axes fraction'), va='top'
         )
-        axes.set_yscale('log')
+        axes.set_yscale('log', nonpositive='mask')
         axes.yaxis.set_major_formatter(lambda value, _: f'{value:g}')
         axes.set_xlim(left=0)
         axes.set_xlabel('policy step')

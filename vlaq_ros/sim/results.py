@@ -124,14 +124,17 @@ class ResultStore:
         self.records: dict[Config, dict[Key, Record]] = {}
         self.memory: dict[Config, MemoryReport] = {}
         self._identity = json.loads(json.dumps(identity))
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f'--out {folder} cannot be made: {error.strerror}') from error
         existing = sorted(folder.glob('*.jsonl'))
         if mode == 'new' and existing:
             raise ConfigError(
                 f'{folder} holds the episodes of an earlier run ({len(existing)} files): continue '
                 'it with --resume, delete them with --overwrite, or choose another --out'
             )
-        if mode == 'resume' and (folder / RUN).exists():
+        if mode == 'resume' and (existing or (folder / RUN).exists()):
             self._load()
         else:
             for path in existing:
@@ -171,7 +174,7 @@ class ResultStore:
             self.memory = {
                 Config(*name.split(':')): MemoryReport(**report) for name, report in memory.items()
             }
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f'{path} is not the record of a run: {error!r}') from error
         if stored != self._identity:
             names = sorted(stored.keys() | self._identity.keys())

@@ -16,11 +16,10 @@ from vlaq_ros.control.chunk_player import ChunkPlayer
 from vlaq_ros.control.commands import to_command
 from vlaq_ros.policies.base import Policy
 from vlaq_ros.sim.robot import SimRobot
-from vlaq_ros.sim.tasks import Task, find_task
+from vlaq_ros.sim.tasks import INSTRUCTIONS, Task, find_task
 from vlaq_ros.types import ActionChunk, Observation
 
 VARIANTS_PER_SEED = 50
-INSTRUCTIONS = ('train', 'held-out', 'wrong')
 
 OnStep = Callable[[SimRobot, ActionChunk], None]
 

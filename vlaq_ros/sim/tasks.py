@@ -146,6 +146,9 @@ TASKS: tuple[Task, ...] = (
     ),
 )
 
+INSTRUCTIONS = ('train', 'held-out', 'wrong')
+"""Which sentences an evaluation uses."""
+
 BASE_TASKS: tuple[str, ...] = tuple(task.name for task in TASKS[:8])
 
 _BY_NAME = {task.name: task for task in TASKS}

@@ -9,9 +9,11 @@ and are ended by `close`.
 
 import multiprocessing
 import signal
+import threading
 import traceback
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -74,13 +76,14 @@ class WorkerPool:
     def __init__(self, processes: int, bundle: str, execution_horizon: int | None = None) -> None:
         context = multiprocessing.get_context('spawn')
         self._workers: list[_Worker] = []
-        for _ in range(processes):
-            ours, theirs = context.Pipe()
-            arguments = (theirs, bundle, execution_horizon)
-            process = context.Process(target=_serve, args=arguments, daemon=True)
-            process.start()
-            theirs.close()
-            self._workers.append(_Worker(process, ours))
+        with _interrupts_ignored():
+            for _ in range(processes):
+                ours, theirs = context.Pipe()
+                arguments = (theirs, bundle, execution_horizon)
+                process = context.Process(target=_serve, args=arguments, daemon=True)
+                process.start()
+                theirs.close()
+                self._workers.append(_Worker(process, ours))
 
     def __enter__(self) -> 'WorkerPool':
         return self
@@ -150,6 +153,19 @@ class WorkerPool:
         if isinstance(message, str):
             raise RuntimeError(f'a worker failed while running {worker.job.episode}:\n{message}')
         return message
+
+
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Ignore Ctrl-C: processes started meanwhile ignore it from their first instruction on."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may do this; the workers do it themselves a little later
+        return
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 def _serve(connection: Connection, bundle: str, execution_horizon: int | None) -> None:
