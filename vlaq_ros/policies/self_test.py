@@ -17,7 +17,8 @@ from vlaq_ros.types import Observation
 
 # Share of the range of an action dimension that counts as a change.
 SENSITIVE = 1e-4
-GOLDEN_TOLERANCE = {'fp32': 1e-3, 'bf16': 0.1, 'w8': 0.05, 'w4': 0.35}
+# Mean difference to the golden actions, as a share of the range of each action dimension.
+GOLDEN_TOLERANCE = {'fp32': 1e-3, 'bf16': 0.01, 'w8': 0.01, 'w4': 0.05}
 
 
 def synthetic_observation(
@@ -82,13 +83,13 @@ def run_self_test(
     )
     checks.append(('determinism', repeated, 'the same observation twice gives the same actions'))
     if golden is not None:
-        error = float((np.abs(base - golden) / span).max())
+        error = float((np.abs(base - golden) / span).mean())
         limit = GOLDEN_TOLERANCE[policy.precision]
         checks.append(
             (
                 'golden',
                 error <= limit,
-                f'actions differ from the stored ones by {error:.2%} of their range, '
+                f'actions differ from the stored ones by {error:.3%} of their range in the mean, '
                 f'limit {limit:.1%}',
             )
         )
