@@ -87,6 +87,7 @@ class ControlLoop:
         self._outputs = outputs
         self._steady = steady
         self._errors_in_a_row = 0
+        self._lacks_observation = False
         self._targets: list[PoseTarget] = []
         self._worker: Worker[Request, ActionChunk | None] = Worker(self._infer, wake, 'inference')
 
@@ -132,9 +133,6 @@ class ControlLoop:
         if not self._inputs.instruction:
             self._new_epoch()
 
-    def stored(self) -> None:
-        """Take note of a new sample; the next tick will look at it."""
-
     def tick(self, now_ns: int) -> None:
         """Run once per command period."""
         self.collect(now_ns)
@@ -151,7 +149,7 @@ class ControlLoop:
         except StaleInputError as error:
             self.hold(str(error), now_ns)
         except StaleChunkError as error:
-            self.hold(self._why_no_action(str(error)), now_ns)
+            self.hold(self._why_no_action(str(error), now_ns), now_ns)
 
     def watch(self, now_ns: int) -> None:
         """Run on a steady timer: stop when nothing arrives, even while the ROS clock stands."""
@@ -168,7 +166,7 @@ class ControlLoop:
             if request.epoch != self.epoch:
                 self.counts['dropped: other epoch'] += 1
             elif isinstance(result, StaleInputError) or result is None:
-                continue  # the tick reports missing inputs; None: that observation is answered
+                self._lacks_observation = True  # the tick says which inputs are missing
             elif isinstance(result, Exception):
                 self._failed(result, now_ns)
             else:
@@ -225,6 +223,7 @@ class ControlLoop:
             self.fault(str(error), now_ns)
             return
         self._errors_in_a_row = 0
+        self._lacks_observation = False
         self.latency.add({'decode': self._inputs.decode_s, **chunk.stage_s})
         if self.supervisor.state is not ControlState.FAULT and self.player.accept(chunk):
             self._targets = targets
@@ -278,12 +277,16 @@ class ControlLoop:
         self.player.clear(self.epoch)
         self._targets = []
 
-    def _why_no_action(self, text: str) -> str:
+    def _why_no_action(self, text: str, now_ns: int) -> str:
         if self._errors_in_a_row:
             return f'inference failed: {self.last_error}'
         chunk = self.player.chunk
         if chunk is None:
             return 'waiting for an inference'
+        if self._lacks_observation:
+            ages = self._inputs.ages_s(now_ns).items()
+            shown = ', '.join(f'{name} {age_s * 1e3:.0f} ms' for name, age_s in ages if age_s)
+            return f'{text}; there is no newer observation: the last samples are {shown} old'
         covered_s = len(chunk.actions) * chunk.spec.period_s
         if chunk.inference_s > covered_s:
             text += f'; an inference takes {chunk.inference_s:.3f} s, longer than the whole chunk'

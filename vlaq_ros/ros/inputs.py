@@ -277,11 +277,11 @@ class Inputs:
 
     def _put_state(self, topic: str, values: dict[str, float], stamp_ns: int) -> None:
         """Keep the values; the state is that of the last time up to which all topics are known."""
+        self._last_stamp[topic] = stamp_ns
         if topic in self._raw:
             self._raw[topic].put(values, stamp_ns)
-            stamps = [buffer.newest_stamp_ns() for buffer in self._raw.values()]
-            if None not in stamps:
-                self._put_state_at(min(stamps))
+            if self._raw.keys() <= self._last_stamp.keys():
+                self._put_state_at(min(self._last_stamp[t] for t in self._raw))
         self._stored(topic, stamp_ns)
 
     def _put_state_at(self, stamp_ns: int) -> None:

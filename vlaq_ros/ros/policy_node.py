@@ -118,7 +118,8 @@ class PolicyNode(ManagedNode):
         self._test_policy(is_required=config.self_test)
         loop_type = LockstepLoop if config.lockstep else ControlLoop
         self._config = config
-        self._inputs = Inputs(self, policy.spec, config, self._on_stored, self._on_instruction)
+        on_stored = self._on_stored if config.lockstep else lambda: None
+        self._inputs = Inputs(self, policy.spec, config, on_stored, self._on_instruction)
         self._outputs = Outputs(self, config)
         self._loop = loop_type(policy, config, self._inputs, self._outputs, self._wake.trigger)
         self._precision_pub.publish(
@@ -177,6 +178,7 @@ class PolicyNode(ManagedNode):
     def _on_stored(self) -> None:
         if self._loop is not None:
             self._loop.stored()
+            self._announce()
 
     def _on_instruction(self) -> None:
         if self._loop is not None:
@@ -243,7 +245,7 @@ class PolicyNode(ManagedNode):
         name = self.get_fully_qualified_name().lstrip('/')
         hardware_id = f'{self._policy.spec.name} {self._bundle_hash[:12]}' if self._policy else ''
         self._diagnostics_pub.publish(diagnostics.array(name, hardware_id, now_ns, statuses))
-        self._announce(refresh=True)
+        self._announce()
 
     # --- what is announced
 
@@ -265,13 +267,13 @@ class PolicyNode(ManagedNode):
             diagnostics.qos({**inputs.unmatched, **outputs.unmatched}),
         ]
 
-    def _announce(self, *, refresh: bool = False) -> None:
+    def _announce(self) -> None:
         if self._loop is None:
             msg = policy_status.unloaded(self.failure or self.lifecycle)
         else:
             name = self._policy.spec.name
             msg = policy_status.loaded(self._loop, self._inputs, name, self._bundle_hash)
-        self._status.announce(msg, refresh=refresh)
+        self._status.announce(msg)
 
     def _now_ns(self) -> int:
         return self.get_clock().now().nanoseconds
@@ -295,3 +297,7 @@ class PolicyNode(ManagedNode):
 def main(args: Sequence[str] | None = None) -> int:
     """Run the policy node until Ctrl-C."""
     return run_node(PolicyNode, args)
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())

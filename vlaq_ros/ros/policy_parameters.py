@@ -116,10 +116,20 @@ class LimitParameters:
     """What a command may ask for; these are no safety functions of the robot."""
 
     max_linear_speed: float = parameter(
-        1.4, 'Of the end effector', unit='m/s', low=1e-4, high=100.0, applies=Applies.LIVE
+        1.4,
+        'Highest linear speed of the end effector',
+        unit='m/s',
+        low=1e-4,
+        high=100.0,
+        applies=Applies.LIVE,
     )
     max_angular_speed: float = parameter(
-        1.0, 'Of the end effector', unit='rad/s', low=1e-4, high=100.0, applies=Applies.LIVE
+        1.0,
+        'Highest angular speed of the end effector',
+        unit='rad/s',
+        low=1e-4,
+        high=100.0,
+        applies=Applies.LIVE,
     )
     use_workspace: bool = parameter(
         False, 'Keep the end effector inside the box below; needs topic ee_pose'

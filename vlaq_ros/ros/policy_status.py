@@ -2,8 +2,10 @@
 ~/status and its log: what the policy node is doing, told on the edge and never per tick.
 
 A change of state, sentence or epoch is published at once. The reason of a hold changes with every
-tick (it names ages), so a reason alone is published when `refresh` is called, once a second.
+tick (it names ages), so a reason alone is published at most once a second.
 """
+
+import time
 
 from rclpy.node import Node
 
@@ -14,6 +16,8 @@ from vlaq_ros.ros.conversions import to_stamp
 from vlaq_ros.ros.inputs import Inputs
 from vlaq_ros.ros.interfaces import PolicyStatus
 
+_REASON_PERIOD_S = 1.0
+
 
 class StatusAnnouncer:
     """Publishes ~/status, latched, and logs changes of state."""
@@ -22,15 +26,18 @@ class StatusAnnouncer:
         self._logger = node.get_logger()
         self._publisher = node.create_publisher(PolicyStatus, '~/status', qos.LATCHED)
         self._last = PolicyStatus(state=255)
+        self._published_s = 0.0
 
-    def announce(self, msg: PolicyStatus, *, refresh: bool = False) -> None:
-        """Publish when something changed; with `refresh` also when only the reason did."""
-        changed = _essence(msg) != _essence(self._last)
-        if not changed and not (refresh and msg.reason != self._last.reason):
-            return
+    def announce(self, msg: PolicyStatus) -> None:
+        """Publish when something changed."""
+        if _essence(msg) == _essence(self._last):
+            is_recent = time.monotonic() - self._published_s < _REASON_PERIOD_S
+            if is_recent or msg.reason == self._last.reason:
+                return
         if msg.state != self._last.state:
             self._log(msg)
         self._last = msg
+        self._published_s = time.monotonic()
         self._publisher.publish(msg)
 
     def _log(self, msg: PolicyStatus) -> None:
