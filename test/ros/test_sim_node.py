@@ -1,4 +1,4 @@
-"""The simulated arm as a robot: lockstep, stamps, refusals, resets, parity with the ROS-free loop."""
+"""The simulated robot: lockstep, stamps, refusals, resets, and parity with the ROS-free loop."""
 
 import numpy as np
 import pytest

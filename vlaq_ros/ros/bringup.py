@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ def config_file(name: str) -> Path:
     raise BringupError(f'no parameter file {name!r} in any of: {", ".join(map(str, places))}')
 
 
-def isolate(environment: dict[str, str]) -> str:
+def isolate(environment: MutableMapping[str, str]) -> str:
     """
     Keep this machine's nodes to themselves, unless the user has said otherwise; return how.
 
@@ -79,7 +79,7 @@ def free_domain() -> int:
 
 class NodeProcess:
     """
-    One running node.
+    One running node; a context manager that ends it.
 
     Args:
         name: Shown in messages; names the log file.
@@ -114,6 +114,12 @@ class NodeProcess:
             command += ['--remap', f'{inner}:={outer}']
         with self.log.open('wb') as log:
             self._process = start_bound(command, stdout=log, environment=environment)
+
+    def __enter__(self) -> 'NodeProcess':
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
     def check(self) -> None:
         """

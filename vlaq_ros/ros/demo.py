@@ -61,13 +61,16 @@ def run(args: argparse.Namespace) -> int:
     logs = args.out / 'log'
     logs.mkdir(parents=True, exist_ok=True)
     where = isolate(os.environ)
-    previous = signal.signal(signal.SIGTERM, _terminate)
+    # Also where a shell has started this in the background, which ignores Ctrl-C.
+    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: _terminate}
+    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     started = time.monotonic()
     try:
         with ExitStack() as stack:
             report = _perform(stack, args, head, episodes, logs, where)
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
     report.wall_s = time.monotonic() - started
     print(report.tables())
     for path in report.write(args.out):
@@ -87,16 +90,16 @@ def _perform(
     mode = 'in real time' if args.realtime else 'in lockstep'
     print(
         f'bundle {args.bundle!r}, precision {args.precision}, head {head!r}, {mode}, {where}; '
-        f'logs in {logs}'
+        f'logs in {logs}',
+        flush=True,
     )
-    simulator, policy = _start_nodes(args, head, logs)
-    stack.callback(simulator.stop)
-    stack.callback(policy.stop)
+    simulator = stack.enter_context(_start_simulator(args, logs))
+    policy = stack.enter_context(_start_policy(args, head, logs))
     reference = ReferenceRun(args.bundle, args.precision, head, episodes)
     stack.callback(reference.close)
     driver = stack.enter_context(DemoDriver(simulator, policy))
     driver.bring_up()
-    print('both nodes are up; one episode per task:')
+    print('both nodes are up; one episode per task:', flush=True)
     seen = []
     for episode in episodes:
         seen.append(driver.run(episode))
@@ -122,30 +125,29 @@ def _perform(
     )
 
 
-def _start_nodes(
-    args: argparse.Namespace, head: str, logs: Path
-) -> tuple[NodeProcess, NodeProcess]:
-    lockstep = not args.realtime
-    bundle = str(Path(args.bundle).resolve()) if Path(args.bundle).is_dir() else args.bundle
-    simulator = NodeProcess(
+def _start_simulator(args: argparse.Namespace, logs: Path) -> NodeProcess:
+    return NodeProcess(
         'sim',
         'vlaq_ros.ros.sim_node',
         logs,
         parameter_file=config_file('sim_node.yaml'),
         parameters={
             'auto_start': False,
-            'lockstep': lockstep,
+            'lockstep': not args.realtime,
             'lockstep_timeout_s': 60.0,
             'spectator': True,
         },
         remappings={
-            'delta_twist_cmds': 'policy/delta_twist_cmds',
-            'pose_target_cmds': 'policy/pose_target_cmds',
-            'gripper_cmds': 'policy/gripper_cmds',
+            topic: f'policy/{topic}'
+            for topic in ('delta_twist_cmds', 'pose_target_cmds', 'gripper_cmds')
         },
         environment=os.environ,
     )
-    policy = NodeProcess(
+
+
+def _start_policy(args: argparse.Namespace, head: str, logs: Path) -> NodeProcess:
+    bundle = str(Path(args.bundle).resolve()) if Path(args.bundle).is_dir() else args.bundle
+    return NodeProcess(
         'policy',
         'vlaq_ros.ros.policy_node',
         logs,
@@ -153,7 +155,7 @@ def _start_nodes(
         parameters={
             'use_sim_time': True,
             'autostart': False,
-            'lockstep': lockstep,
+            'lockstep': not args.realtime,
             'bundle': bundle,
             'precision': args.precision,
             'head': head,
@@ -162,7 +164,6 @@ def _start_nodes(
         remappings={},
         environment=os.environ,
     )
-    return simulator, policy
 
 
 class ReferenceRun:

@@ -10,6 +10,7 @@ Everything, rendering included, happens on the thread that spins this node: an O
 belongs to one thread. Spin it with a single-threaded executor.
 """
 
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -18,16 +19,17 @@ import numpy as np
 import rclpy
 from geometry_msgs.msg import PoseStamped, TwistStamped
 from rclpy.clock import Clock, ClockType
-from rclpy.executors import ExternalShutdownException
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter as RosParameter
+from rclpy.signals import SignalHandlerOptions
 from rosgraph_msgs.msg import Clock as ClockMessage
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, JointState
 from std_msgs.msg import Bool, String
 from std_srvs.srv import Trigger
 
 from vlaq_ros.control.commands import HOLD
-from vlaq_ros.errors import ConfigError, SimulatorError, VlaqError
+from vlaq_ros.errors import VlaqError
 from vlaq_ros.ros import qos
 from vlaq_ros.ros import sim_messages as messages
 from vlaq_ros.ros.conversions import pose_message, to_nanoseconds
@@ -434,20 +436,27 @@ class SimNode(Node):
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run the simulator until it is interrupted; return the exit status."""
-    rclpy.init(args=args)
-    node = None
+    """
+    Run the simulator until Ctrl-C or SIGTERM; return the exit status.
+
+    The signals are only remembered: a second one, as `launch` sends it, must not cut the clean-up.
+    """
+    received: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda signum, stack: received.append(signum))
+    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     try:
         node = SimNode()
-        rclpy.spin(node)
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass
-    except (ConfigError, SimulatorError) as error:
+        executor = SingleThreadedExecutor()
+        executor.add_node(node)
+        while rclpy.ok() and not received:
+            executor.spin_once(timeout_sec=0.1)
+        executor.shutdown()
+        node.destroy_node()
+    except VlaqError as error:
         rclpy.logging.get_logger('sim').fatal(str(error))
         return 1
     finally:
-        if node is not None:
-            node.destroy_node()
         rclpy.try_shutdown()
     return 0
 
