@@ -21,9 +21,11 @@ from vlaq_ros.ros.policy_parameters import PolicyParameters
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 
 
-def status(name: str, level: bytes, message: str, **values: Any) -> DiagnosticStatus:
+def status(
+    name: str, level: bytes, message: str, values: Mapping[str, Any] | None = None
+) -> DiagnosticStatus:
     """Return one status; values are shown in the order given."""
-    shown = [KeyValue(key=key.replace('_', ' '), value=str(v)) for key, v in values.items()]
+    shown = [KeyValue(key=key, value=str(value)) for key, value in (values or {}).items()]
     return DiagnosticStatus(name=name, level=level, message=message, values=shown)
 
 
@@ -43,18 +45,14 @@ def array(
 def control(lifecycle: str, failure: str, loop: ControlLoop | None) -> DiagnosticStatus:
     """Return whether the arm is commanded, and why not."""
     if loop is None:
-        return status(
-            'control', ERROR if failure else OK, failure or lifecycle, lifecycle=lifecycle
-        )
+        return status('control', ERROR if failure else OK, failure or lifecycle)
     supervisor = loop.supervisor
     level = {ControlState.HOLDING: WARN, ControlState.FAULT: ERROR}.get(supervisor.state, OK)
     if failure:
         level = ERROR
     text = f'{supervisor.state.name.lower()}: {supervisor.reason}'.rstrip(': ')
-    counts = {key.replace(' ', '_'): count for key, count in sorted(loop.counts.items())}
-    return status(
-        'control', level, failure or text, lifecycle=lifecycle, epoch=loop.epoch, **counts
-    )
+    values = {'lifecycle': lifecycle, 'epoch': loop.epoch, **dict(sorted(loop.counts.items()))}
+    return status('control', level, failure or text, values)
 
 
 def image_age(
@@ -64,24 +62,27 @@ def image_age(
     problems, values = [], {}
     for stream, age_s in inputs.ages_s(now_ns).items():
         limit_s = config.age.state_s if stream == 'state' else config.age.image_s
-        values[f'{stream}_age_[s]'] = 'nothing received' if age_s is None else f'{age_s:.3f}'
+        values[f'{stream} age [s]'] = 'nothing received' if age_s is None else f'{age_s:.3f}'
         if age_s is None or age_s > limit_s:
             problems.append(stream)
     for stream, topic in inputs.topics.items():
-        values[f'publishers_of_{topic}'] = publishers[stream]
+        values[f'publishers of {topic}'] = publishers[stream]
     for stream, why in inputs.trouble.items():
-        values[f'{stream}_dropped'] = f'{inputs.dropped[stream]}: {why}'
+        values[f'{stream} dropped'] = f'{inputs.dropped[stream]}: {why}'
     if not inputs.enabled:
-        return status('image age', OK, 'inputs are ignored while inactive', **values)
+        return status('image age', OK, 'inputs are ignored while inactive', values)
     message = f'missing or stale: {", ".join(problems)}' if problems else 'all inputs are fresh'
-    return status('image age', ERROR if problems else OK, message, **values)
+    return status('image age', ERROR if problems else OK, message, values)
 
 
 def instruction(inputs: Inputs) -> DiagnosticStatus:
     """Return the sentence in force."""
     text = inputs.instruction
     return status(
-        'instruction', OK if text else WARN, text or 'none given', count=inputs.instruction_count
+        'instruction',
+        OK if text else WARN,
+        text or 'none given',
+        {'count': inputs.instruction_count},
     )
 
 
@@ -91,7 +92,7 @@ def latency(loop: ControlLoop, period_s: float) -> DiagnosticStatus:
     if summary is None:
         return status('inference latency', OK, 'no inference yet')
     values = {
-        f'{stage}_p50/p95/max_[ms]': (
+        f'{stage} p50/p95/max [ms]': (
             f'{t.p50_s * 1e3:.2f} / {t.p95_s * 1e3:.2f} / {t.max_s * 1e3:.2f}'
         )
         for stage, t in summary.items()
@@ -103,7 +104,7 @@ def latency(loop: ControlLoop, period_s: float) -> DiagnosticStatus:
     message = f'p95 {total.p95_s * 1e3:.1f} ms'
     if is_late:
         message += f' is longer than the chunk of {spare_s * 1e3:.0f} ms: the arm stops in between'
-    return status('inference latency', WARN if is_late else OK, message, **values)
+    return status('inference latency', WARN if is_late else OK, message, values)
 
 
 def command_rate(
@@ -111,18 +112,18 @@ def command_rate(
 ) -> DiagnosticStatus:
     """Return the rate of arm commands, and warn when somebody else commands the same arm."""
     rivals = outputs.rivals()
-    values = {'rate_[Hz]': f'{rate_hz:.1f}', 'sent': outputs.sent, 'rivals': ', '.join(rivals)}
+    values = {'rate [Hz]': f'{rate_hz:.1f}', 'sent': outputs.sent, 'rivals': ', '.join(rivals)}
     values['topics'] = ', '.join(outputs.topics)
     if rivals:
         message = f'another node publishes our commands: {", ".join(rivals)}'
-        return status('command rate', WARN, message, **values)
+        return status('command rate', WARN, message, values)
     wanted_hz = config.command.rate_hz
     if is_running and not config.lockstep and rate_hz < 0.8 * wanted_hz:
         message = f'{rate_hz:.1f} Hz instead of {wanted_hz:g} Hz'
-        return status('command rate', WARN, message, **values)
+        return status('command rate', WARN, message, values)
     if is_running and not outputs.has_listeners():
-        return status('command rate', WARN, 'nobody subscribes to the commands', **values)
-    return status('command rate', OK, f'{rate_hz:.1f} Hz', **values)
+        return status('command rate', WARN, 'nobody subscribes to the commands', values)
+    return status('command rate', OK, f'{rate_hz:.1f} Hz', values)
 
 
 def memory(report: MemoryReport) -> DiagnosticStatus:
@@ -131,16 +132,19 @@ def memory(report: MemoryReport) -> DiagnosticStatus:
         'memory',
         OK,
         f'{report.weight_bytes / 2**20:.2f} MiB of weights',
-        weight_bytes=report.weight_bytes,
-        quantized_bytes=report.quantized_bytes,
-        quantized_layers=report.quantized_layers,
-        mean_bits_per_weight=f'{report.mean_bits_per_weight:.2f}',
+        {
+            'weights [byte]': report.weight_bytes,
+            'quantized layers [byte]': report.quantized_bytes,
+            'quantized layers': report.quantized_layers,
+            'mean bits per weight': f'{report.mean_bits_per_weight:.2f}',
+        },
     )
 
 
 def precision(name: str, head: str, kernel: str) -> DiagnosticStatus:
     """Return what the weights are multiplied with."""
-    return status('precision', OK, name, head=head, kernel=kernel, images=image_bridge()[1])
+    values = {'head': head, 'kernel': kernel, 'images': image_bridge()[1]}
+    return status('precision', OK, name, values)
 
 
 def self_test(passed: bool | None, text: str) -> DiagnosticStatus:

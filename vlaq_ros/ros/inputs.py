@@ -83,6 +83,8 @@ class Inputs:
         sources = set(config.state.sources)
         self._state_topics = [t for t in (POSE_TOPIC, JOINT_TOPIC) if _serves(t, sources)]
         self._needs_pose = needs_pose_only or POSE_TOPIC in self._state_topics
+        pose = [POSE_TOPIC] if self._needs_pose else []
+        self._streams = list(dict.fromkeys([*self._cameras, *self._state_topics, *pose]))
         self._poses = StreamBuffer(capacity=64)
         self._raw = {topic: StreamBuffer() for topic in self._state_topics}
         self._assembler = self._make_assembler()
@@ -129,11 +131,13 @@ class Inputs:
 
     def complete_stamp_ns(self) -> int | None:
         """Return the stamp that the last sample of every stream carries, None if they differ."""
-        streams = {*self._cameras, *self._state_topics}
-        streams |= {POSE_TOPIC} if self._needs_pose else set()
-        if streams != self._last_stamp.keys() or len(set(self._last_stamp.values())) != 1:
+        if self.missing() or len(set(self._last_stamp.values())) != 1:
             return None
         return next(iter(self._last_stamp.values()))
+
+    def missing(self) -> list[str]:
+        """Return the streams of which no sample was received."""
+        return [name for name in self._streams if name not in self._last_stamp]
 
     def forget(self, now_ns: int) -> None:
         """Forget all samples, after the clock was set back to `now_ns`."""

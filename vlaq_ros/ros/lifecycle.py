@@ -57,9 +57,7 @@ class ManagedNode(LifecycleNode):
         if self._succeeds('configure', self.set_up):
             self.lifecycle = 'inactive'
             return SUCCESS
-        reason = self.failure
-        self._succeeds('clean up after a failed configure', self.tear_down)
-        self.failure = reason
+        self._attempt('clean up after a failed configure', self.tear_down)
         return FAILURE
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -68,10 +66,8 @@ class ManagedNode(LifecycleNode):
         if self._succeeds('activate', self.start):
             self.lifecycle = 'active'
             return SUCCESS
-        reason = self.failure
-        self._succeeds('halt after a failed activate', lambda: self.halt(reason))
+        self._attempt('halt after a failed activate', lambda: self.halt(self.failure))
         super().on_deactivate(state)
-        self.failure = reason
         return FAILURE
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -90,18 +86,16 @@ class ManagedNode(LifecycleNode):
         """Halt when active, then tear down."""
         if self.lifecycle == 'active':
             self.on_deactivate(state)
-        self._succeeds('shut down', self.tear_down)
+        self._attempt('shut down', self.tear_down)
         self.lifecycle = 'finalized'
         return SUCCESS
 
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Halt, tear down, and be unconfigured again."""
-        reason = self.failure
-        self._succeeds('halt after an error', lambda: self.halt(f'error: {reason}'))
-        super().on_deactivate(state)
-        self._succeeds('tear down after an error', self.tear_down)
         self.lifecycle = 'unconfigured'
-        self.failure = reason
+        self._attempt('halt after an error', lambda: self.halt(f'error: {self.failure}'))
+        super().on_deactivate(state)
+        self._attempt('tear down after an error', self.tear_down)
         return SUCCESS
 
     def bring_up(self) -> bool:
@@ -109,16 +103,22 @@ class ManagedNode(LifecycleNode):
         return self.trigger_configure() == SUCCESS and self.trigger_activate() == SUCCESS
 
     def _succeeds(self, what: str, step: Callable[[], Any]) -> bool:
+        """Take a step whose outcome is that of the transition."""
         self.failure = ''
+        self.failure = self._attempt(what, step)
+        return not self.failure
+
+    def _attempt(self, what: str, step: Callable[[], Any]) -> str:
+        """Take a step, log why it failed, and return why; empty: it succeeded."""
         try:
             step()
         except VlaqError as error:
-            self.failure = str(error)
             self.get_logger().error(f'cannot {what}: {error}')
+            return str(error)
         except Exception as error:
-            self.failure = f'{type(error).__name__}: {error}'
             self.get_logger().error(f'cannot {what}:\n{traceback.format_exc()}')
-        return not self.failure
+            return f'{type(error).__name__}: {error}'
+        return ''
 
     def _guard_change_state_service(self) -> None:
         """Answer an impossible transition with `success=False`; rclpy lets it end the process."""
@@ -146,10 +146,12 @@ def run_node(make_node: Callable[[], ManagedNode], args: Sequence[str] | None) -
     Run a node until Ctrl-C or SIGTERM; return the exit status.
 
     The signals are handled here and not by rclpy, which would close the connection before the stop
-    command could be sent.
+    command could be sent. An exception that escapes a callback also stops the arm before it ends
+    the process.
     """
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     received: list[int] = []
+    status = 0
 
     def remember(signum: int, stack: FrameType | None) -> None:
         received.append(signum)
@@ -159,8 +161,12 @@ def run_node(make_node: Callable[[], ManagedNode], args: Sequence[str] | None) -
         node = make_node()
         executor = SingleThreadedExecutor()
         executor.add_node(node)
-        while rclpy.ok() and not received:
-            executor.spin_once(timeout_sec=0.1)
+        try:
+            while rclpy.ok() and not received:
+                executor.spin_once(timeout_sec=0.1)
+        except Exception:
+            node.get_logger().fatal(f'stopping after an error:\n{traceback.format_exc()}')
+            status = 1
         if node.lifecycle != 'finalized':
             node.trigger_shutdown()
         executor.shutdown()
@@ -169,4 +175,4 @@ def run_node(make_node: Callable[[], ManagedNode], args: Sequence[str] | None) -
         for signum, handler in previous.items():
             signal.signal(signum, handler)
         rclpy.try_shutdown()
-    return 0
+    return status

@@ -56,6 +56,9 @@ class LockstepLoop(ControlLoop):
     def watch(self, now_ns: int) -> None:
         """Take over finished inferences; nobody moves while nothing arrives."""
         self.collect(now_ns)
+        missing = self._inputs.missing()
+        if missing and self.supervisor.state is ControlState.WAITING:
+            self.hold(f'nothing received yet on {", ".join(missing)}', now_ns)
 
     def collect(self, now_ns: int) -> None:
         """Take over what the worker has finished and answer with it."""

@@ -1,0 +1,166 @@
+"""The order of what goes on the wire, without a graph: recorded calls instead of messages."""
+
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+pytest.importorskip('rclpy', reason='needs ROS 2 (rclpy)')
+pytest.importorskip('vlaq_ros.msg', reason='needs the built messages of vlaq_ros')
+
+from vlaq_ros.errors import StaleInputError
+from vlaq_ros.ros.control_loop import ControlLoop
+from vlaq_ros.ros.outputs import Outputs
+from vlaq_ros.ros.policy_parameters import PolicyParameters
+from vlaq_ros.types import EndEffectorCommand, Observation, Pose
+
+PERIOD_NS = 25_000_000
+
+
+class Wire:
+    """Keeps what was sent, in order; in the place of `Outputs`."""
+
+    wants_pose = False
+
+    def __init__(self):
+        self.sent = []
+
+    def send_twist(self, command, stamp_ns):
+        self.sent.append(('move', stamp_ns, command.twist[0]))
+
+    def send_stop(self, pose, stamp_ns):
+        self.sent.append(('stop', stamp_ns))
+
+    def send_chunk(self, chunk):
+        self.sent.append(('chunk', chunk.sequence))
+
+
+class Senses:
+    """Always has an observation of now, unless a test says otherwise; in the place of `Inputs`."""
+
+    instruction, enabled, decode_s, problem = 'open', False, 0.0, None
+
+    def require(self, now_ns):
+        if self.problem:
+            raise StaleInputError(self.problem)
+
+    def observation(self, now_ns):
+        return Observation({}, np.zeros(4), self.instruction, now_ns)
+
+    def silence(self):
+        return ''
+
+    def pose(self, now_ns):
+        return Pose(np.zeros(3))
+
+    def ages_s(self, now_ns):
+        return {}
+
+    def clear(self):
+        pass
+
+    forget = clear
+
+
+@pytest.fixture
+def bench(fake_policy):
+    """Return the loop between fakes, and a tick that waits for the inference it started."""
+    wire, senses, done, steady = Wire(), Senses(), threading.Semaphore(0), [0.0]
+    loop = ControlLoop(
+        fake_policy, PolicyParameters(), senses, wire, done.release, lambda: steady[0]
+    )
+    loop.activate(0)
+
+    def tick(now_ns):
+        before = len(fake_policy.observations)
+        steady[0] = now_ns / 1e9
+        loop.tick(now_ns)
+        if loop._worker.is_busy or len(fake_policy.observations) > before:
+            assert done.acquire(timeout=10.0)
+
+    yield SimpleNamespace(loop=loop, wire=wire, senses=senses, tick=tick, policy=fake_policy)
+    loop.close()
+
+
+def test_nothing_moves_before_the_first_chunk_and_then_rows_follow_the_clock(bench):
+    for k in range(3):
+        bench.tick(k * PERIOD_NS)
+    assert bench.wire.sent[0] == ('chunk', 1)
+    assert [s[1:] for s in bench.wire.sent[1:]] == [
+        (PERIOD_NS, pytest.approx(0.08)),  # row 1: 2 mm per 25 ms
+        (2 * PERIOD_NS, pytest.approx(0.12)),
+    ]
+
+
+def test_when_deactivated_the_stop_is_the_last_thing_sent(bench):
+    for k in range(3):
+        bench.tick(k * PERIOD_NS)
+    bench.loop.deactivate('deactivated', 3 * PERIOD_NS)
+    assert bench.wire.sent[-1] == ('stop', 3 * PERIOD_NS)
+    count = len(bench.wire.sent)
+    bench.loop.tick(4 * PERIOD_NS)
+    bench.loop.watch(5 * PERIOD_NS)
+    assert len(bench.wire.sent) == count
+
+
+def test_a_stale_input_is_followed_by_stops_only(bench):
+    for k in range(3):
+        bench.tick(k * PERIOD_NS)
+    bench.wire.sent.clear()
+    bench.senses.problem = 'front: 300 ms old, limit 250 ms'
+    for k in range(3, 60):
+        bench.tick(k * PERIOD_NS)
+    assert {s[0] for s in bench.wire.sent} == {'stop'}
+    assert len(bench.wire.sent) == 41  # for one second, both ends included
+    assert bench.loop.supervisor.reason == bench.senses.problem
+
+
+def test_an_unsafe_chunk_is_not_published_and_not_executed(bench):
+    for k in range(3):
+        bench.tick(k * PERIOD_NS)
+    bench.policy.change = lambda actions: actions * np.nan
+    for k in range(3, 9):
+        bench.tick(k * PERIOD_NS)
+    kinds = [s[0] for s in bench.wire.sent]
+    assert kinds.count('chunk') == 1
+    assert kinds[-1] == 'stop'
+    assert 'stop' not in kinds[: kinds.index('stop')]
+    assert 'move' not in kinds[kinds.index('stop') :]
+    assert bench.loop.counts['refused: not_finite'] == 1
+
+
+def test_an_answer_to_a_question_from_before_a_reset_is_dropped(bench):
+    bench.policy.may_answer.clear()
+    bench.loop.tick(0)
+    bench.loop.reset(0)
+    bench.policy.may_answer.set()
+    bench.tick(PERIOD_NS)
+    while not bench.loop.counts:
+        bench.loop.collect(PERIOD_NS)
+    assert bench.loop.counts['dropped: other epoch'] == 1
+
+
+def test_the_same_observation_is_not_inferred_twice(bench):
+    bench.tick(0)
+    bench.senses.observation = lambda now_ns: Observation({}, np.zeros(4), 'open', 0)
+    for k in range(1, 12):
+        bench.tick(k * PERIOD_NS)
+    assert len(bench.policy.observations) == 1
+    assert bench.loop.sequence == 1
+
+
+def test_the_gripper_goes_before_the_arm():
+    order = []
+
+    def publisher(kind):
+        return SimpleNamespace(publish=lambda msg: order.append(kind))
+
+    outputs = object.__new__(Outputs)
+    outputs._config, outputs._gripper_sent, outputs.sent = PolicyParameters(), None, 0
+    outputs._arm, outputs._gripper = publisher('arm'), publisher('gripper')
+    outputs.send_twist(EndEffectorCommand(np.zeros(6), 0.5), 0)
+    outputs.send_twist(EndEffectorCommand(np.zeros(6), 0.5), PERIOD_NS)  # unchanged
+    outputs.send_twist(EndEffectorCommand(np.zeros(6), 0.2), 2 * PERIOD_NS)
+    outputs.send_twist(EndEffectorCommand(np.zeros(6), 0.2), 30 * PERIOD_NS)  # repeated
+    assert order == ['gripper', 'arm', 'arm', 'gripper', 'arm', 'gripper', 'arm']

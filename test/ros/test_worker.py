@@ -1,0 +1,76 @@
+"""The inference thread: newest request only, results in order, a clean end."""
+
+import threading
+
+import pytest
+
+pytest.importorskip('rclpy', reason='needs ROS 2 (rclpy)')
+
+from vlaq_ros.ros.worker import Worker
+
+
+class Gate:
+    """Work that waits until the test lets it pass."""
+
+    def __init__(self):
+        self.entered, self.may_pass = threading.Semaphore(0), threading.Semaphore(0)
+
+    def __call__(self, request):
+        self.entered.release()
+        assert self.may_pass.acquire(timeout=10.0)
+        if request == 'bad':
+            raise ValueError('bad request')
+        return f'{request} done'
+
+
+@pytest.fixture
+def gate():
+    return Gate()
+
+
+@pytest.fixture
+def notified():
+    return threading.Semaphore(0)
+
+
+@pytest.fixture
+def worker(gate, notified):
+    worker = Worker(gate, notified.release, 'test')
+    yield worker
+    gate.may_pass.release(100)
+    assert worker.close(10.0)
+
+
+def test_only_the_newest_waiting_request_is_worked_on(worker, gate, notified):
+    worker.submit('first')
+    assert gate.entered.acquire(timeout=10.0)
+    worker.submit('second')
+    worker.submit('third')
+    assert worker.is_busy
+    gate.may_pass.release(2)
+    assert notified.acquire(timeout=10.0)
+    assert notified.acquire(timeout=10.0)
+    assert worker.collect() == [('first', 'first done'), ('third', 'third done')]
+    assert worker.collect() == []
+    assert not worker.is_busy
+
+
+def test_an_exception_is_a_result_and_the_thread_lives(worker, gate, notified):
+    gate.may_pass.release(2)
+    worker.submit('bad')
+    assert notified.acquire(timeout=10.0)
+    worker.submit('good')
+    assert notified.acquire(timeout=10.0)
+    (_, error), (_, result) = worker.collect()
+    assert str(error) == 'bad request'
+    assert result == 'good done'
+
+
+def test_after_close_nothing_is_notified(gate, notified):
+    worker = Worker(gate, notified.release, 'test')
+    worker.submit('first')
+    assert gate.entered.acquire(timeout=10.0)
+    assert not worker.close(0.01)  # still working
+    gate.may_pass.release()
+    assert worker.close(10.0)
+    assert not notified.acquire(blocking=False)
