@@ -28,6 +28,7 @@ RUN = {
     'processes': 2,
     'cpu': 'Some CPU',
     'cores': 4,
+    'load': 2.0,
     'system': 'Linux',
     'versions': {'torch': '2.13.0'},
 }
@@ -137,8 +138,22 @@ def test_each_table_makes_one_kind_of_claim(rows):
     assert memory.rows[1] == ('w8:flow', '1,100', '3', '1,000', '8.32')
     assert memory.rows[2] == ('w4:flow', '-', '-', '-', '-')
     assert tasks.rows == (('reach', '90', '90', '60'), ('push', '90', '90', '60'))
-    assert 'reference kernels: Some CPU, 1 thread, 2 processes' in latency.title
+    assert 'reference kernels, Some CPU, 1 thread, 2 at a time' in latency.title
     assert 'say nothing about the speed' in latency.to_text().replace('\n    ', ' ')
+
+
+def test_another_kernel_is_not_called_the_reference(store):
+    store.set_memory(W8, MemoryReport(1100, 1040, 1000, 3, 'avx512 for w8'))
+    latency = make_tables(summarize(store, (FP32, W8), EPISODES), RUN)[-1]
+    assert 'kernels as named below' in latency.title
+    assert latency.notes == ('packed layers: avx512 for w8',)
+
+
+def test_a_busy_machine_is_named_next_to_the_latency(rows):
+    assert 'inflates' not in make_tables(rows, RUN)[-1].to_text()
+    assert (
+        'inflates these times (load 9.0)' in make_tables(rows, {**RUN, 'load': 9.0})[-1].notes[-1]
+    )
 
 
 def test_rotation_that_is_not_commanded_is_never_zero(rows):
@@ -180,7 +195,7 @@ def test_json_keeps_the_claims_apart_and_is_strict(store, rows, tmp_path):
         raise AssertionError(f'{constant} is not JSON')
 
     report = json.loads((tmp_path / 'report.json').read_text(), parse_constant=refuse)
-    assert list(report) == ['run', 'success_and_drift', 'memory', 'latency_of_reference_kernels']
+    assert list(report) == ['run', 'success_and_drift', 'memory', 'latency']
     w8 = report['success_and_drift'][1]
     assert w8['reference'] == 'fp32:flow'
     assert w8['paired']['verdict'] == 'tie'

@@ -192,6 +192,7 @@ def describe_run(args: argparse.Namespace, plan: Plan) -> dict[str, Any]:
         'threads_per_process': 1,
         'cpu': cpu_name(),
         'cores': os.cpu_count(),
+        'load': os.getloadavg()[0],
         'system': platform.platform(),
         'versions': _versions(),
     }

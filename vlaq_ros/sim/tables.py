@@ -21,8 +21,14 @@ from vlaq_ros.sim.statistics import SIGNIFICANT
 FLOOR_PRECISION = 'w8'
 PUBLISHED_EPISODES = 200  # fewer per row are for development only
 UNPACKED_BITS = {'fp32': 32.0, 'bf16': 16.0}
+REFERENCE_KERNEL = 'reference'
 NOTHING = '-'
 NOT_APPLICABLE = 'n/a'
+_BUSY = 'The machine had more to do than it has cores, which inflates these times'
+_SLOW = (
+    'The reference kernels define the result and unpack the weights at every call: these times '
+    'say nothing about the speed that quantization can reach.'
+)
 
 
 @dataclass(frozen=True)
@@ -77,9 +83,10 @@ def write_report(folder: Path, rows: Sequence[Row], run: dict[str, Any]) -> list
         'run': run,
         'success_and_drift': [_success_json(row) for row in rows],
         'memory': [{'config': row.config.name, **_memory_json(row)} for row in rows],
-        'latency_of_reference_kernels': [
+        'latency': [
             {
                 'config': row.config.name,
+                'kernel': _kernel(row),
                 'inferences': row.inferences,
                 'p50_s': row.p50_s,
                 'p95_s': row.p95_s,
@@ -239,10 +246,12 @@ def _memory(rows: Sequence[Row]) -> Table:
 
 
 def _latency(rows: Sequence[Row], run: dict[str, Any]) -> Table:
-    kernels = dict.fromkeys(row.memory.kernel for row in rows if row.memory and row.memory.kernel)
+    kernels = [kernel for kernel in dict.fromkeys(map(_kernel, rows)) if kernel]
+    slow = [kernel for kernel in kernels if kernel.startswith(REFERENCE_KERNEL)]
+    named = 'reference kernels' if slow == kernels else 'kernels as named below'
     return Table(
-        f'Latency of one inference with the reference kernels: {run["cpu"]}, 1 thread, '
-        f'{run["processes"]} processes at a time on {run["cores"]} cores',
+        f'Latency of one inference: {named}, {run["cpu"]}, 1 thread, '
+        f'{run["processes"]} at a time on {run["cores"]} cores',
         ('config', 'p50 [ms]', 'p95 [ms]', 'inferences'),
         tuple(
             (
@@ -253,11 +262,15 @@ def _latency(rows: Sequence[Row], run: dict[str, Any]) -> Table:
             for row in rows
         ),
         (
-            'The reference kernels define the result and unpack the weights at every call: these '
-            'times say nothing about the speed that quantization can reach.',
+            *([_SLOW] if slow else []),
             *(f'packed layers: {kernel}' for kernel in kernels),
+            *([f'{_BUSY} (load {run["load"]:.1f}).'] if run['load'] > run['cores'] + 0.5 else []),
         ),
     )
+
+
+def _kernel(row: Row) -> str:
+    return row.memory.kernel if row.memory else ''
 
 
 def _success_json(row: Row) -> dict[str, Any]:
