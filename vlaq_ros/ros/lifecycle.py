@@ -173,6 +173,7 @@ def run_node(make_node: Callable[[], ManagedNode], args: Sequence[str] | None) -
         node.destroy_node()
     finally:
         for signum, handler in previous.items():
-            signal.signal(signum, handler)
+            # A terminal and `ros2 launch` both signal Ctrl-C: the second must not spoil the exit.
+            signal.signal(signum, signal.SIG_IGN if received else handler)
         rclpy.try_shutdown()
     return status
