@@ -123,9 +123,10 @@ def test_a_refusal_is_an_unsafe_action():
     assert issubclass(RefusedCommandError, UnsafeActionError)
 
 
-def test_linear_speed_is_scaled_down_and_keeps_its_direction():
+@pytest.mark.parametrize('size', [1.0, 1e200], ids=['fast', 'absurd'])
+def test_linear_speed_is_scaled_down_and_keeps_its_direction(size):
     limits = CommandLimits(0.5, 1.0)
-    sent, notes = limits.check(move(3, 0, -4, angular=(0, 0.9, 0)), None, PERIOD_S)
+    sent, notes = limits.check(move(3 * size, 0, -4 * size, angular=(0, 0.9, 0)), None, PERIOD_S)
     np.testing.assert_allclose(sent.twist, [0.3, 0, -0.4, 0, 0.9, 0])
     assert notes == (LimitReason.LINEAR_SPEED,)
 
@@ -195,6 +196,13 @@ def test_a_tool_frame_motion_is_judged_by_where_it_leads_in_the_base_frame(quat,
     assert_untouched(REFUSING, inward, at_the_wall)
 
 
+def test_a_quaternion_that_was_rounded_does_not_stretch_the_motion():
+    rounded = Pose([HIGH[0] - 0.004, 0.6, 0.2], 1.005 * QUARTER_TURN_Z)
+    sent, notes = LIMITS.check(move(0.1, -0.1, 0, frame='tool'), rounded, PERIOD_S)
+    np.testing.assert_allclose(sent.twist[:3], [0.1, -0.08, 0], atol=1e-12)
+    assert notes == (LimitReason.WORKSPACE,)
+
+
 @pytest.mark.parametrize(
     'pose',
     [
@@ -202,8 +210,9 @@ def test_a_tool_frame_motion_is_judged_by_where_it_leads_in_the_base_frame(quat,
         Pose([np.nan, 0.6, 0.2]),
         Pose([0.0, 0.6, 0.2], np.zeros(4)),
         Pose([0.0, 0.6, 0.2], np.full(4, np.nan)),
+        Pose([0.0, 0.6, 0.2], [0, 0, 0, 2]),
     ],
-    ids=['missing', 'position is NaN', 'zero quaternion', 'quaternion is NaN'],
+    ids=['missing', 'position is NaN', 'zero quaternion', 'NaN quaternion', 'long quaternion'],
 )
 def test_motion_is_refused_when_the_pose_is_unknown(pose):
     with pytest.raises(RefusedCommandError, match='the pose of the end effector is') as caught:
