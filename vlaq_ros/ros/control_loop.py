@@ -180,7 +180,6 @@ class ControlLoop:
     def fault(self, reason: str, now_ns: int) -> None:
         """Stop until ~/reset."""
         self.supervisor.fault(reason, now_ns, self._steady())
-        self.player.clear(self.epoch)
         self._repeat_stop(now_ns)
 
     def _require_inputs(self, now_ns: int) -> None:
