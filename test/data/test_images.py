@@ -233,10 +233,16 @@ def test_other_kinds_of_png_become_8_bit_rgb(pixels, format, expected):
 
 
 @pytest.mark.parametrize(
-    'format', ['16UC1; png compressed ', '32FC1; compressedDepth png', 'png'], ids=str
+    ('format', 'header', 'dtype'),
+    [
+        ('16UC1; png compressed ', b'', np.uint8),
+        ('compressedDepth', bytes(12), np.uint16),
+        ('png', b'', np.uint16),
+    ],
+    ids=['by its encoding', 'by its transport', 'by its numbers'],
 )
-def test_compressed_depth_is_not_an_image_of_colours(format):
-    depth = compress('.png', np.full((4, 4), 1234, np.uint16))
+def test_compressed_depth_is_not_an_image_of_colours(format, header, dtype):
+    depth = header + compress('.png', np.full((4, 4), 123, dtype))
     with pytest.raises(ImageError, match='holds distances or bare numbers'):
         decode_compressed(format, depth)
 

@@ -84,6 +84,12 @@ def test_smoothness_does_not_depend_on_direction():
     )
 
 
+def test_a_shake_across_the_way_counts_as_well():
+    across = ripple(amplitude=0.3) @ np.array([[0, 0, 1], [0, 1, 0], [1, 0, 0]])
+    smooth = spectral_arc_length(minimum_jerk(), PERIOD_S)
+    assert spectral_arc_length(minimum_jerk() + across, PERIOD_S) < smooth - 0.1
+
+
 def test_shaking_above_the_highest_frequency_is_not_seen():
     shaken = minimum_jerk() + ripple(amplitude=0.06, frequency_hz=17.0)
     smooth = spectral_arc_length(minimum_jerk(), PERIOD_S)
