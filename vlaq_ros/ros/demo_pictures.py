@@ -96,7 +96,7 @@ def _drift(figure: Any, precision: str, comparisons: Sequence['Comparison']) -> 
         axes.set_title(one.ros.episode.task, fontsize=10, loc='left')
         axes.set_xlim(0, max(one.ros.steps, one.reference.steps) * 1.05 + 1)
         axes.set_yscale('symlog', linthresh=1.0, linscale=0.6)
-        axes.set_ylim(0, 1.5 * top)
+        axes.set_ylim(0, 4.0 * top)
         axes.yaxis.set_major_formatter(lambda value, _: f'{value:g}')
         axes.minorticks_off()
         axes.tick_params(labelsize=8)
