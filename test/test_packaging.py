@@ -15,6 +15,13 @@ from xml.etree import ElementTree
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+IMPORT_NAMES = {
+    'mcap-ros2-support': 'mcap_ros2',
+    'opencv-python': 'cv2',
+    'pillow': 'PIL',
+    'pyyaml': 'yaml',
+}
+OPTIONAL = {'control_msgs', 'cv_bridge'}  # used where installed
 PACKAGE_FILES = ('vlaq_ros', 'setup.py', 'setup.cfg', 'pyproject.toml', 'LICENSE')
 
 
@@ -61,23 +68,22 @@ def test_everything_that_make_installs_is_pinned():
         assert wanted <= pinned
 
 
-def test_every_ros_package_that_is_imported_is_declared():
-    declared = {element.text for element in package_xml()}
-    standard = set(sys.stdlib_module_names)
-    ours = {
-        *('vlaq_ros', 'numpy', 'torch', 'transformers', 'safetensors', 'cv2', 'yaml', 'tqdm'),
-        *('matplotlib', 'psutil', 'mujoco', 'metaworld', 'mcap', 'mcap_ros2', 'rosbags'),
-    }
-    optional = {'cv_bridge', 'control_msgs', 'ament_index_python'}
-    for path in [*(ROOT / 'vlaq_ros').rglob('*.py'), *(ROOT / 'launch').glob('*.py')]:
-        roots = set()
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Import):
-                roots |= {alias.name.split('.')[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom):
-                roots.add(node.module.split('.')[0])
-        unknown = roots - standard - ours - optional - declared
-        assert not unknown, f'{path}: {unknown}'
+def imported_roots(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition('.')[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module.partition('.')[0]
+
+
+@pytest.mark.parametrize('folder', ['vlaq_ros', 'launch'])
+def test_every_package_that_is_imported_is_declared(folder):
+    known = {*sys.stdlib_module_names, *OPTIONAL, 'vlaq_ros'}
+    known |= {element.text for element in package_xml()}
+    requirements = requirement_names((ROOT / 'requirements.txt').read_text())
+    known |= {IMPORT_NAMES.get(name, name) for name in requirements}
+    used = {root: path for path in (ROOT / folder).rglob('*.py') for root in imported_roots(path)}
+    assert {root: str(path) for root, path in used.items() if root not in known} == {}
 
 
 def test_node_executables_are_executable_and_name_a_function_that_exists():

@@ -166,7 +166,10 @@ def make_venv(ros: list[str]) -> None:
             f'use 3.{allowed[0]} to 3.{allowed[-1]}, e.g. make PYTHON=python3.12'
         )
     if VENV.exists():
-        print('.venv is incomplete, or made for another place or another ROS 2: making it anew')
+        print(
+            '.venv is incomplete, or made for another place or another ROS 2: making it anew',
+            flush=True,
+        )
         shutil.rmtree(VENV)
     VENV.mkdir()
     INCOMPLETE.touch()

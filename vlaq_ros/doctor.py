@@ -145,7 +145,8 @@ def examine(probe: Probe) -> Finding:
         return Finding(probe, True, ' '.join(done.stdout.split()))
     if done.returncode < 0:
         return Finding(probe, False, f'crashed with signal {-done.returncode}')
-    return Finding(probe, False, done.stderr.strip().splitlines()[-1])
+    failure, _, _ = done.stderr.partition('\nException ignored')  # what broke in the clean-up
+    return Finding(probe, False, (failure.strip() or 'failed').splitlines()[-1])
 
 
 def _compiler() -> str:
