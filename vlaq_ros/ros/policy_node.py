@@ -6,7 +6,6 @@ lifecycle, the services and what is announced. Everything is stopped before it i
 """
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray
@@ -34,18 +33,13 @@ _WATCH_PERIOD_S = 0.05
 _FLUSH_S = 0.2
 
 
-def bundle_digest(bundle: str | Path) -> str:
-    """Return the sha256 that identifies a bundle."""
-    return open_bundle(bundle).digest
-
-
 class PolicyNode(ManagedNode):
     """
     See the module docstring; topics, services and parameters are in the README.
 
     Args:
         load_policy: Loads a bundle; see `registry.load_policy`.
-        digest: Identifies a bundle.
+        digest: Returns the sha256 that identifies a bundle.
         options: Of `rclpy.node.Node`.
     """
 
@@ -53,7 +47,7 @@ class PolicyNode(ManagedNode):
         self,
         *,
         load_policy: Callable[..., Policy] = load_policy,
-        digest: Callable[[str], str] = bundle_digest,
+        digest: Callable[[str], str] = lambda bundle: open_bundle(bundle).digest,
         **options: Any,
     ) -> None:
         super().__init__('policy', **options)
