@@ -165,6 +165,12 @@ class Graph:
         self.context.try_shutdown()
 
 
+def is_settled(policy_node):
+    """Whether no inference is under way, or it waits because the test wants it to."""
+    loop, policy = policy_node._loop, policy_node._policy
+    return loop is None or not loop._worker.is_busy or not policy.may_answer.is_set()
+
+
 class Robot:
     """Publishes sensors and the clock on request, and keeps everything the policy sends."""
 
@@ -270,7 +276,11 @@ class Robot:
             self.sense(**sense)
             self.tell_time()
             self.graph.spin_until(
-                lambda: policy_node.get_clock().now().nanoseconds >= self.now_ns, what='time'
+                lambda: (
+                    policy_node.get_clock().now().nanoseconds >= self.now_ns
+                    and is_settled(policy_node)
+                ),
+                what='time',
             )
 
     def run_until(self, condition, policy_node, what='the condition', **sense):
