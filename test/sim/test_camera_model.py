@@ -8,6 +8,7 @@ from vlaq_ros.errors import MissingDependencyError
 pytest.importorskip('vlaq_ros.sim.engine', exc_type=MissingDependencyError)
 
 from vlaq_ros.sim.camera_model import intrinsics, optical_pose
+from vlaq_ros.sim.engine import mujoco
 from vlaq_ros.sim.robot import CAMERAS
 
 
@@ -37,3 +38,13 @@ def _drawn(robot, body, camera):
     hidden = robot.render(camera).astype(int)
     model.geom_rgba[:] = colours
     return np.abs(visible - hidden).max(axis=-1) > 20
+
+
+@pytest.mark.parametrize('task', ['push', 'window-close'])
+def test_an_episode_starts_with_everything_drawn_where_it_is(robot, task):
+    """The window used to be drawn 0.2 m off, the goal of `push` where the last episode left it."""
+    robot.reset(task, 100, 0)
+    environment = robot.scene.environment
+    drawn = robot.render('front')
+    mujoco.mj_forward(environment.model, environment.data)
+    np.testing.assert_array_equal(robot.render('front'), drawn)

@@ -195,6 +195,8 @@ class _Scene:
     def reset(self, environment: str, seed: int, index: int) -> None:
         self.environment.set_task(_variants(environment, seed).train_tasks[index])
         self.observed, _ = self.environment.reset()
+        # Some environments place a goal after their last forward pass: draw it where it is now.
+        mujoco.mj_kinematics(self.environment.model, self.environment.data)
         self.gripper = 1.0
 
     def advance(self, action: NDArray[np.float32]) -> bool:
