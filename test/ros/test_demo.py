@@ -154,7 +154,9 @@ def test_the_demo_runs_from_end_to_end_and_leaves_pictures_and_numbers(ros_domai
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM], ids=['ctrl-c', 'sigterm'])
+@pytest.mark.parametrize(
+    'number', [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=['ctrl-c', 'sigterm', 'sigkill']
+)
 def test_an_interrupted_demo_leaves_no_process_behind(ros_domain, tmp_path, number):
     with subprocess.Popen(
         [*DEMO, '--out', str(tmp_path)],

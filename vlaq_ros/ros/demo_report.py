@@ -165,7 +165,7 @@ class DemoReport:
 
     def _same_without_ros(self) -> str:
         if self.realtime:
-            return ''
+            return 'In real time, drift contains how long the arm waited for inferences, too.'
         worst = max(one.deviation_from_no_ros_m for one in self.comparisons)
         if math.isfinite(worst):
             return (

@@ -8,6 +8,7 @@ and are ended by `close`.
 """
 
 import multiprocessing
+import os
 import signal
 import threading
 import traceback
@@ -170,6 +171,7 @@ def _interrupts_ignored() -> Iterator[None]:
 
 def _serve(connection: Connection, bundle: str, execution_horizon: int | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     runner = None
     try:
         while True:
@@ -184,6 +186,12 @@ def _serve(connection: Connection, bundle: str, execution_horizon: int | None) -
         connection.send(error)
     except Exception:
         connection.send(traceback.format_exc())
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent is gone, also in the middle of an episode."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 class EpisodeRunner:
