@@ -71,14 +71,14 @@ def set_up(pip_args: list[str]) -> None:
 # --- What there is ------------------------------------------------------------------------------
 
 
-def sourced_ros() -> list[str]:
-    """Return the prefixes of a sourced ROS 2 installation; empty when there is none."""
+def sourced_ros() -> str:
+    """Return the prefix of a sourced ROS 2 installation; empty when there is none."""
     prefixes = [Path(p) for p in os.environ.get('AMENT_PREFIX_PATH', '').split(os.pathsep) if p]
     outside = [p for p in prefixes if ROOT not in p.resolve().parents]
-    return [str(p) for p in outside] if any((p / 'share/rclpy').is_dir() for p in outside) else []
+    return next((str(p) for p in outside if (p / 'share/rclpy').is_dir()), '')
 
 
-def missing_from_system(ros: list[str]) -> Iterator[tuple[str, str]]:
+def missing_from_system(ros: str) -> Iterator[tuple[str, str]]:
     """Yield (what is missing, Debian or Ubuntu package that has it)."""
     if not python_header().is_file():
         yield 'the Python headers', 'python3-dev'
@@ -106,7 +106,7 @@ def missing_from_system(ros: list[str]) -> Iterator[tuple[str, str]]:
             yield 'libgthread-2.0.so.0', 'libglib2.0-0'
 
 
-def require_system_packages(ros: list[str]) -> None:
+def require_system_packages(ros: str) -> None:
     """
     Stop before any long work when something has to be installed first.
 
@@ -142,15 +142,15 @@ def shared_libraries() -> set[str]:
 # --- The virtual environment --------------------------------------------------------------------
 
 
-def installation_key(ros: list[str]) -> str:
+def installation_key(ros: str) -> str:
     """Return what the content of the environment depends on, as one line."""
     digest = hashlib.sha256()
     for name in ('constraints.txt', 'requirements.txt', 'requirements-ros.txt'):
         digest.update((ROOT / name).read_bytes())
-    return f'{VENV} {"system " + ":".join(ros) if ros else "wheels"} {digest.hexdigest()}'
+    return f'{VENV} {ros or "wheels"} {digest.hexdigest()}'
 
 
-def make_venv(ros: list[str]) -> None:
+def make_venv(ros: str) -> None:
     """Create the environment, unless a complete one of the right kind is already in this place."""
     is_ours = INCOMPLETE.exists() or INSTALLED.exists()
     if is_usable(ros) and not INCOMPLETE.exists():
@@ -177,7 +177,7 @@ def make_venv(ros: list[str]) -> None:
     run([sys.executable, '-m', 'venv', *system, str(VENV)], 'the virtual environment was not made')
 
 
-def is_usable(ros: list[str]) -> bool:
+def is_usable(ros: str) -> bool:
     """Return whether .venv starts, was made for this folder, and is of the kind wanted."""
     try:
         config = (VENV / 'pyvenv.cfg').read_text()
@@ -192,7 +192,7 @@ def is_usable(ros: list[str]) -> bool:
     return starts and fits and str(VENV) in pip and is_on_system == bool(ros)
 
 
-def install(ros: list[str], pip_args: list[str]) -> None:
+def install(ros: str, pip_args: list[str]) -> None:
     """Install everything in one call of pip: torch must be resolved together with the rest."""
     print('installing into .venv; a CUDA build of torch alone is several GB ...', flush=True)
     requirements = ['-r', str(ROOT / 'requirements.txt')]
@@ -282,7 +282,7 @@ def build_key(installation: str) -> str:
     return f'{installation}\n{digest.hexdigest()}'
 
 
-def build(ros: list[str], from_scratch: bool) -> None:
+def build(ros: str, from_scratch: bool) -> None:
     """Build with colcon; from scratch when CMake's cache belongs to another environment."""
     print('building the messages into install/ ...', flush=True)
     if from_scratch:
