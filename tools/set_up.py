@@ -61,10 +61,9 @@ def set_up(pip_args: list[str]) -> None:
         install(ros, pip_args)
         INSTALLED.write_text(wanted)
         INCOMPLETE.unlink(missing_ok=True)
-    before = read(BUILT)
     wanted = build_key(wanted)
-    if before != wanted:
-        build(ros, from_scratch=before.splitlines()[:1] != wanted.splitlines()[:1])
+    if read(BUILT) != wanted:
+        build(ros)
         BUILT.write_text(wanted)
 
 
@@ -171,6 +170,8 @@ def make_venv(ros: str) -> None:
             flush=True,
         )
         shutil.rmtree(VENV)
+    for folder in ('build', 'install'):  # CMake's cache belongs to the environment before
+        shutil.rmtree(ROOT / folder, ignore_errors=True)
     VENV.mkdir()
     INCOMPLETE.touch()
     system = ['--system-site-packages'] if ros else []
@@ -268,7 +269,7 @@ def write_system_constraints() -> Path:
 
 def build_key(installation: str) -> str:
     """
-    Return what the build depends on; the first line is the environment.
+    Return what the build depends on.
 
     With --symlink-install an edited Python file needs no build; a new or removed one does.
     """
@@ -279,15 +280,12 @@ def build_key(installation: str) -> str:
         for path in sorted((ROOT / folder).rglob('*')):
             if '__pycache__' not in path.parts:
                 digest.update(str(path.relative_to(ROOT)).encode())
-    return f'{installation}\n{digest.hexdigest()}'
+    return f'{installation} {digest.hexdigest()}'
 
 
-def build(ros: str, from_scratch: bool) -> None:
-    """Build with colcon; from scratch when CMake's cache belongs to another environment."""
+def build(ros: str) -> None:
+    """Build with colcon, with the Python of the environment."""
     print('building the messages into install/ ...', flush=True)
-    if from_scratch:
-        for folder in ('build', 'install'):
-            shutil.rmtree(ROOT / folder, ignore_errors=True)
     environment = dict(os.environ, PATH=f'{VENV / "bin"}{os.pathsep}{os.environ["PATH"]}')
     environment.pop('_ROS_WHEELS_BOOTSTRAP_COMPLETE', None)  # belongs to another LD_LIBRARY_PATH
     if not ros:
