@@ -116,3 +116,16 @@ def test_held_out_sentences_are_made_of_words_seen_in_training():
     trained = {word for task in TASKS for s in task.sentences for word in s.split()}
     for task in TASKS:
         assert set(task.held_out.split()) <= trained, task.name
+
+
+def test_scenes_come_and_go_without_changing_the_pictures_of_others(robot):
+    """Freed renderers used to take the textures of living ones with them."""
+    tasks = [task.name for task in TASKS[: robot_module.KEPT_SCENES + 2]]
+    first = {}
+    for round_number in range(2):
+        for name in tasks:
+            robot.reset(name, 100, 5)
+            image = robot.render('front')
+            if round_number == 0:
+                first[name] = image
+            assert np.array_equal(image, first[name]), name

@@ -5,7 +5,6 @@ One `step` lasts one policy period (two environment steps). Everything is determ
 commands after the same `reset` give the same observations. Rendering needs OSMesa or EGL.
 """
 
-import os
 import warnings
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,12 +15,14 @@ from numpy.typing import NDArray
 
 from vlaq_ros.errors import SimulatorError
 from vlaq_ros.sim.engine import metaworld, mujoco
+from vlaq_ros.sim.renderer import Renderer
 from vlaq_ros.sim.tasks import find_task
 from vlaq_ros.types import ActionSpec, EndEffectorCommand, Observation, Pose
 
 PERIOD_NS = 25_000_000
 PERIOD_S = PERIOD_NS * 1e-9
 ENVIRONMENT_STEPS = 2
+KEPT_SCENES = 4
 MAX_STEP_M = 0.02  # two environment steps of 0.01 m along each axis
 GRIPPER_TRAVEL_M = 0.1  # finger distance that counts as fully open
 
@@ -110,6 +111,9 @@ class SimRobot:
                 'seeds are 0 and above, indices 0 to 49'
             )
         if task not in self._scenes:
+            # Oldest first: a scene holds some 150 MB and takes a second to build.
+            for name in list(self._scenes)[: 1 - KEPT_SCENES]:
+                self._scenes.pop(name).close()
             self._scenes[task] = _Scene(environment, seed)
         self._scene = self._scenes[task]
         self._scene.reset(environment, seed, index)
@@ -176,19 +180,15 @@ class SimRobot:
 
 
 class _Scene:
-    """One environment with its renderers, which live as long as the process."""
+    """One environment with its renderer."""
 
     def __init__(self, environment: str, seed: int) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             self.environment = _variants(environment, seed).train_classes[environment]()
         model = self.environment.model
-        # Shadow maps and multisampling cost twenty times the rest of a software-rendered image.
-        model.vis.quality.offsamples = 0
-        model.vis.quality.shadowsize = 0
-        model.vis.global_.offwidth = model.vis.global_.offheight = 256
         model.cam_pos[model.camera('corner2').id] = _FRONT_POSITION
-        self._renderers: dict[int, mujoco.Renderer] = {}
+        self._renderer: Renderer | None = None
         self.observed = np.zeros(39)
         self.gripper = 1.0
 
@@ -209,22 +209,15 @@ class _Scene:
         return False
 
     def render(self, camera: Camera) -> NDArray[np.uint8]:
-        if camera.sensor not in self._renderers:
-            try:
-                self._renderers[camera.sensor] = mujoco.Renderer(
-                    self.environment.model, camera.sensor, camera.sensor
-                )
-            except Exception as error:
-                raise SimulatorError(
-                    f'MuJoCo cannot render with MUJOCO_GL={os.environ["MUJOCO_GL"]}: {error}. '
-                    'Install OSMesa (Debian: libosmesa6) or use MUJOCO_GL=egl'
-                ) from error
-        renderer = self._renderers[camera.sensor]
-        renderer.update_scene(self.environment.data, camera.source)
-        renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
-        renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
-        image = renderer.render()
+        if self._renderer is None:
+            self._renderer = Renderer(self.environment.model)
+        image = self._renderer.render(self.environment.data, camera.source, camera.sensor)
         if camera.upside_down:
             image = image[::-1, ::-1]
         rows = slice(camera.top, camera.top + camera.height)
         return image[rows, camera.left : camera.left + camera.width].copy()
+
+    def close(self) -> None:
+        if self._renderer is not None:
+            self._renderer.close()
+        self.environment.close()
