@@ -22,10 +22,10 @@ from vlaq_ros.errors import ConfigError, MissingDependencyError, VlaqError
 # name -> (module, one line of help)
 COMMANDS = {
     'demo': ('vlaq_ros.ros.demo', 'drive the simulated arm through ROS 2 with a quantized policy'),
-    'inspect': ('vlaq_ros.policies.inspect', 'show what a bundle expects, holds and weighs'),
     'eval': ('vlaq_ros.sim.evaluate', 'measure success and drift in the simulator'),
     'collect': ('vlaq_ros.sim.collect', 'record demonstrations in the simulator'),
     'train': ('vlaq_ros.sim.train', 'train the reference policy on demonstrations'),
+    'reproduce': ('vlaq_ros.sim.reproduce', 'make the shipped policy again, from nothing'),
     'doctor': ('vlaq_ros.doctor', 'show what this machine has and what is missing'),
 }
 
