@@ -48,6 +48,8 @@ def main() -> int:
     except KeyboardInterrupt:
         print('interrupted; run the same command again to go on', file=sys.stderr)
         return 130
+    finally:
+        os.close(lock)
     return 0
 
 
