@@ -218,6 +218,8 @@ def test_ctrl_c_keeps_what_is_finished_and_leaves_no_process(simulator, tmp_path
         stderr=subprocess.DEVNULL,
         text=True,
         start_new_session=True,
+        # A test run in the background of a shell ignores Ctrl-C, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         assert wait_for((tmp_path / 'w4-flow.jsonl').exists, 120)
