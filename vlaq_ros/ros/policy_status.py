@@ -17,6 +17,7 @@ from vlaq_ros.ros.inputs import Inputs
 from vlaq_ros.ros.interfaces import PolicyStatus
 
 _REASON_PERIOD_S = 1.0
+_LOG_PERIOD_S = 2.0  # an arm that stops and goes would fill the log; ~/status has every change
 
 
 class StatusAnnouncer:
@@ -44,9 +45,9 @@ class StatusAnnouncer:
         if msg.state == ControlState.FAULT:
             self._logger.error(f'stopped until ~/reset: {msg.reason}')
         elif msg.state == ControlState.HOLDING:
-            self._logger.warning(f'holding: {msg.reason}')
+            self._logger.warning(f'holding: {msg.reason}', throttle_duration_sec=_LOG_PERIOD_S)
         elif msg.state == ControlState.RUNNING:
-            self._logger.info(f'moving: {msg.instruction!r}')
+            self._logger.info(f'moving: {msg.instruction!r}', throttle_duration_sec=_LOG_PERIOD_S)
 
 
 def unloaded(reason: str) -> PolicyStatus:
