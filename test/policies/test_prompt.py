@@ -3,7 +3,7 @@
 import pytest
 
 from vlaq_ros.errors import PolicyError
-from vlaq_ros.policies.prompt import PADDING, UNKNOWN, encode_words
+from vlaq_ros.policies.prompt import PADDING, encode_words
 from vlaq_ros.policies.spec import PromptSpec
 
 PROMPT = PromptSpec(('<pad>', '<unk>', 'drawer', 'open', 'the'), 5)
@@ -13,11 +13,13 @@ def test_words_are_found_whatever_their_case_and_punctuation():
     assert encode_words('Open the DRAWER!', PROMPT) == [3, 4, 2, PADDING, PADDING]
 
 
-def test_single_unknown_word_is_marked():
-    assert encode_words('open the fridge', PROMPT)[:3] == [3, 4, UNKNOWN]
+def test_sentence_whose_meaning_hangs_on_an_unknown_word_is_refused():
+    """Unknown words used to be dropped, so that this one opened the drawer."""
+    with pytest.raises(PolicyError, match='does not know: do, not. It knows: drawer, open, the'):
+        encode_words('Do not open the drawer', PROMPT)
 
 
-@pytest.mark.parametrize('text', ['', '   ', '42 !?'])
+@pytest.mark.parametrize('text', ['', '   ', ' !? '])
 def test_instruction_without_words_is_refused(text):
     with pytest.raises(PolicyError, match='no words'):
         encode_words(text, PROMPT)
@@ -28,6 +30,6 @@ def test_long_instruction_is_refused_not_cut():
         encode_words('open the drawer open the drawer', PROMPT)
 
 
-def test_instruction_of_unknown_words_lists_the_known_ones():
-    with pytest.raises(PolicyError, match='drawer, open, the'):
-        encode_words('fly away', PROMPT)
+def test_every_unknown_word_is_named():
+    with pytest.raises(PolicyError, match='does not know: 2, away, fly'):
+        encode_words('fly away 2', PROMPT)

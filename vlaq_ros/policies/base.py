@@ -70,6 +70,14 @@ class Policy(Protocol):
     def reset(self) -> None:
         """Forget everything remembered from earlier observations."""
 
+    def check_instruction(self, instruction: str) -> None:
+        """
+        Return when the policy can read this sentence. Pure and quick; callable from any thread.
+
+        Raises:
+            PolicyError: The sentence is empty, too long, or has words the policy does not know.
+        """
+
     def infer(self, observation: Observation) -> ActionChunk:
         """
         Return the action chunk for one observation.

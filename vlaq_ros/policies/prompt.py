@@ -6,20 +6,19 @@ from vlaq_ros.errors import PolicyError
 from vlaq_ros.policies.spec import PromptSpec
 
 PADDING = 0
-UNKNOWN = 1
 
 
 def encode_words(instruction: str, prompt: PromptSpec) -> list[int]:
     """
     Return `prompt.max_words` indices into the vocabulary, padded at the end.
 
-    A few unknown words are tolerated, as people phrase things freely.
+    An unknown word is refused: dropping it would turn "do not open the drawer" into its opposite.
 
     Raises:
-        PolicyError: The instruction is empty, longer than the policy reads, or made of unknown
-            words only.
+        PolicyError: The instruction is empty, longer than the policy reads, or has words that are
+            not in the vocabulary; all of them are named.
     """
-    words = re.findall(r'[a-z]+', instruction.lower())
+    words = re.findall(r'[^\s.,;:!?"()]+', instruction.lower())
     if not words:
         raise PolicyError(f'instruction {instruction!r} contains no words')
     if len(words) > prompt.max_words:
@@ -28,8 +27,12 @@ def encode_words(instruction: str, prompt: PromptSpec) -> list[int]:
             f'this policy reads {prompt.max_words}'
         )
     index = {word: i for i, word in enumerate(prompt.vocabulary)}
-    encoded = [index.get(word, UNKNOWN) for word in words]
-    if set(encoded) == {UNKNOWN}:
+    unknown = sorted({word for word in words if word not in index})
+    if unknown:
         known = ', '.join(prompt.vocabulary[2:])
-        raise PolicyError(f'this policy knows no word of {instruction!r}. It knows: {known}')
+        raise PolicyError(
+            f'instruction {instruction!r} has words this policy does not know: '
+            f'{", ".join(unknown)}. It knows: {known}'
+        )
+    encoded = [index[word] for word in words]
     return encoded + [PADDING] * (prompt.max_words - len(encoded))

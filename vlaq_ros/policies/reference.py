@@ -81,6 +81,10 @@ class ReferencePolicy:
         """Forget the instruction."""
         self._words = None
 
+    def check_instruction(self, instruction: str) -> None:
+        """Refuse a sentence this policy cannot read; see `Policy.check_instruction`."""
+        encode_words(instruction, self.spec.prompt)
+
     @torch.inference_mode()
     def infer(self, observation: Observation) -> ActionChunk:
         """Return the action chunk for one observation; see `Policy.infer`."""

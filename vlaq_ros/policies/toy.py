@@ -13,7 +13,6 @@ import numpy as np
 from vlaq_ros.errors import PolicyError
 from vlaq_ros.policies.base import MemoryReport, SelfTestReport
 from vlaq_ros.policies.bundle import Bundle
-from vlaq_ros.policies.prompt import encode_words
 from vlaq_ros.policies.self_test import run_self_test
 from vlaq_ros.policies.spec import CameraSpec, PolicySpec, PromptSpec, StateSpec
 from vlaq_ros.policies.validation import check_observation
@@ -33,11 +32,16 @@ class ToyPolicy:
     def reset(self) -> None:
         """Do nothing: no memory."""
 
+    def check_instruction(self, instruction: str) -> None:
+        """Accept every sentence that is not empty: it only seeds the formula."""
+        if not instruction.strip():
+            raise PolicyError('the instruction is empty')
+
     def infer(self, observation: Observation) -> ActionChunk:
         """Return the chunk; see `Policy.infer`."""
         started = time.perf_counter()
         check_observation(observation, self.spec)
-        encode_words(observation.instruction, self.spec.prompt)
+        self.check_instruction(observation.instruction)
         words = zlib.crc32(observation.instruction.encode()) / 2**32
         brightness = np.mean([image.mean() / 255.0 for image in observation.images.values()])
         phase = 2 * np.pi * words + 2.0 * brightness + observation.state.sum()
