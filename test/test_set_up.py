@@ -17,6 +17,7 @@ def set_up(tmp_path, monkeypatch):
     for name in ('ROOT', 'VENV', 'VENV_PYTHON', 'INCOMPLETE', 'INSTALLED', 'BUILT'):
         inside = getattr(module, name).relative_to(SCRIPT.parent.parent)
         monkeypatch.setattr(module, name, tmp_path / inside)
+    monkeypatch.setattr(module, 'WHEEL_PYTHONS', range(8, 99))  # whatever runs the tests
     monkeypatch.delenv('AMENT_PREFIX_PATH', raising=False)
     for name in ('constraints.txt', 'requirements.txt', 'requirements-ros.txt'):
         (tmp_path / name).write_text('')

@@ -250,15 +250,10 @@ def write_system_requirements() -> Path:
 
 
 def write_system_constraints() -> Path:
-    """
-    Write the constraints without the pins that would replace packages ROS relies on.
-
-    Python 3.10 (Humble) is older than many of the pinned versions: there pip chooses.
-    """
+    """Write the constraints without the pins that would replace packages ROS relies on."""
     free = (*LEFT_TO_SYSTEM, *SYSTEM_TEST_TOOLS)
     lines = (ROOT / 'constraints.txt').read_text().splitlines()
-    is_old = sys.version_info < (3, 11)
-    kept = [] if is_old else [line for line in lines if line.partition('==')[0] not in free]
+    kept = [line for line in lines if line.partition('==')[0] not in free]
     if output_of(sys.executable, 'numpy', 'numpy.__version__').startswith('1.'):
         kept.append('numpy>=1.26,<2')  # modules built for NumPy 1 do not load with NumPy 2
     path = VENV / 'constraints-system.txt'
