@@ -11,6 +11,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ TOKEN_WEIGHT = 0.2
 OFFSET_WEIGHT = 0.5
 EMA_DECAY = 0.998
 WARM_UP_STEPS = 200
+LOG_EVERY = 100
 
 
 def build_spec(data: TrainingSet, provenance: dict[str, Any]) -> PolicySpec:
@@ -130,12 +132,115 @@ def learning_rate(step: int, total: int, peak: float) -> float:
     return peak * cosine * min(1.0, (step + 1) / WARM_UP_STEPS)
 
 
-def _average_gradients(parameters: list[nn.Parameter], processes: int) -> None:
-    flat = torch.cat([p.grad.flatten() for p in parameters])
-    distributed.all_reduce(flat)
-    flat /= processes
-    for p, part in zip(parameters, flat.split([p.numel() for p in parameters])):
-        p.grad.copy_(part.view_as(p))
+class Training:
+    """
+    The network and everything else that a resumed run goes on with.
+
+    Attributes:
+        spec: What the policy will expect; a resumed run keeps the statistics of its first one.
+        done: Steps finished.
+    """
+
+    def __init__(self, data: TrainingSet, args: argparse.Namespace) -> None:
+        checkpoint = args.out / 'checkpoint.pt'
+        saved = None
+        self.spec = build_spec(data, {})
+        if args.resume and checkpoint.exists():
+            saved = torch.load(checkpoint, weights_only=True)
+            self.spec = PolicySpec.from_json(json.loads(saved['spec']))
+        self._args = args
+        self._trainee = Trainee(build_config(self.spec), self.spec, data)
+        self._parameters = list(self._trainee.parameters())
+        decay = [p for p in self._parameters if p.ndim > 1]
+        plain = [p for p in self._parameters if p.ndim <= 1]
+        self._optimizer = torch.optim.AdamW(
+            [{'params': decay, 'weight_decay': 0.02}, {'params': plain, 'weight_decay': 0.0}],
+            lr=args.learning_rate,
+            betas=(0.9, 0.97),
+        )
+        self._average = [p.detach().clone() for p in self._parameters]
+        self.done = 0
+        if saved:
+            self._trainee.load_state_dict(saved['trainee'])
+            self._optimizer.load_state_dict(saved['optimizer'])
+            self._average, self.done = saved['average'], saved['step']
+
+    def step(self, batch: dict[str, Any], generator: torch.Generator) -> Tensor:
+        """Take one step; return the [flow, token, offset] losses."""
+        args = self._args
+        for group in self._optimizer.param_groups:
+            group['lr'] = learning_rate(self.done, args.steps, args.learning_rate)
+        with torch.autocast('cpu', torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+            losses = self._trainee.losses(batch, generator)
+        self._optimizer.zero_grad()
+        (losses[0] + TOKEN_WEIGHT * losses[1] + OFFSET_WEIGHT * losses[2]).backward()
+        if args.processes > 1:
+            self._share_gradients()
+        nn.utils.clip_grad_norm_(self._parameters, 1.0)
+        self._optimizer.step()
+        with torch.no_grad():
+            rate = 1.0 - min(EMA_DECAY, (1 + self.done) / (10 + self.done))
+            torch._foreach_lerp_(self._average, self._parameters, rate)
+        self.done += 1
+        return losses.detach()
+
+    def save(self, observations: int) -> None:
+        """Write the checkpoint and the bundle of the averaged weights, each in one move."""
+        out = self._args.out
+        checkpoint = {
+            'trainee': self._trainee.state_dict(),
+            'optimizer': self._optimizer.state_dict(),
+            'average': self._average,
+            'step': self.done,
+            'spec': json.dumps(self.spec.to_json()),
+        }
+        torch.save(checkpoint, out / 'checkpoint.partial')
+        os.replace(out / 'checkpoint.partial', out / 'checkpoint.pt')
+        provenance = {
+            'simulator': 'Meta-World v3, training seeds below 100',
+            'observations': observations,
+            'steps': self.done,
+            'batch': self._args.batch,
+            'seed': self._args.seed,
+        }
+        spec = PolicySpec.from_json({**self.spec.to_json(), 'provenance': provenance})
+        names = [name for name, _ in self._trainee.named_parameters()]
+        tensors = {
+            name.removeprefix('model.'): tensor.half().contiguous()
+            for name, tensor in zip(names, self._average)
+            if name.startswith('model.')
+        }
+        write_bundle(out / 'bundle', spec, self._trainee.model.config.to_json(), tensors)
+
+    def _share_gradients(self) -> None:
+        flat = torch.cat([p.grad.flatten() for p in self._parameters])
+        distributed.all_reduce(flat)
+        flat /= self._args.processes
+        for p, part in zip(self._parameters, flat.split([p.numel() for p in self._parameters])):
+            p.grad.copy_(part.view_as(p))
+
+
+class Log:
+    """Mean losses and speed of every 100 steps: one line in `log.jsonl`, and in the bar."""
+
+    def __init__(self, path: Path, batch: int) -> None:
+        self._path = path
+        self._batch = batch
+        self._losses: list[Tensor] = []
+        self._since_s = time.monotonic()
+
+    def add(self, step: int, losses: Tensor, bar: tqdm) -> None:
+        """Take the losses of one step."""
+        self._losses.append(losses)
+        if step % LOG_EVERY:
+            return
+        names = ('flow', 'token', 'offset')
+        means = dict(zip(names, torch.stack(self._losses).mean(0).tolist()))
+        speed = len(self._losses) * self._batch / (time.monotonic() - self._since_s)
+        with self._path.open('a') as file:
+            file.write(json.dumps({'step': step, **means, 'samples_s': speed}) + '\n')
+        bar.set_postfix({name: f'{mean:.3f}' for name, mean in means.items()})
+        self._losses, self._since_s = [], time.monotonic()
 
 
 def _train_process(rank: int, data: TrainingSet, args: argparse.Namespace) -> None:
@@ -143,110 +248,35 @@ def _train_process(rank: int, data: TrainingSet, args: argparse.Namespace) -> No
     if args.processes > 1:
         store = distributed.FileStore(str(args.out / 'rendezvous'), args.processes)
         distributed.init_process_group('gloo', store=store, rank=rank, world_size=args.processes)
-    torch.manual_seed(args.seed)
-    spec = build_spec(data, {})
-    checkpoint = args.out / 'checkpoint.pt'
-    saved = None
-    if args.resume and checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True)
-        # The statistics are part of the network: they stay those of the first run.
-        spec = PolicySpec.from_json(json.loads(saved['spec']))
-    trainee = Trainee(build_config(spec), spec, data)
-    parameters = list(trainee.parameters())
-    decay = [p for p in parameters if p.ndim > 1]
-    plain = [p for p in parameters if p.ndim <= 1]
-    optimizer = torch.optim.AdamW(
-        [{'params': decay, 'weight_decay': 0.02}, {'params': plain, 'weight_decay': 0.0}],
-        lr=args.learning_rate,
-        betas=(0.9, 0.97),
-    )
-    average = [p.detach().clone() for p in parameters]
-    first = 0
-    if saved:
-        trainee.load_state_dict(saved['trainee'])
-        optimizer.load_state_dict(saved['optimizer'])
-        average, first = saved['average'], saved['step']
-    words = torch.tensor(
-        [[encode_words(s, spec.prompt) for s in task.sentences] for task in TASKS]
-    )
+    torch.manual_seed(args.seed)  # all processes start from the same weights
+    training = Training(data, args)
+    prompt, first = training.spec.prompt, training.done
+    words = torch.tensor([[encode_words(s, prompt) for s in task.sentences] for task in TASKS])
     rng = np.random.default_rng([args.seed, rank, first])
     generator = torch.Generator().manual_seed(args.seed * 1000 + rank + 100 * first)
-    batch_size = args.batch // args.processes
-    order: NDArray[np.int64] = np.array([], int)
-    running, logged = torch.zeros(3), time.monotonic()
+    rows = _shuffled(len(data), max(1, args.batch // args.processes), rng)
+    log = Log(args.out / 'log.jsonl', args.batch)
     last = min(args.steps, args.stop_after or args.steps)
-    bar = tqdm(range(first, last), initial=first, total=last, disable=rank > 0)
+    bar = tqdm(range(first + 1, last + 1), initial=first, total=last, disable=rank > 0)
     for step in bar:
-        if len(order) < batch_size:
-            order = np.r_[order, rng.permutation(len(data))]
-        rows, order = np.sort(order[:batch_size]), order[batch_size:]
-        for group in optimizer.param_groups:
-            group['lr'] = learning_rate(step, args.steps, args.learning_rate)
-        batch = draw_batch(data, rows, words, spec, rng)
-        with torch.autocast('cpu', torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-            losses = trainee.losses(batch, generator)
-        optimizer.zero_grad()
-        (losses[0] + TOKEN_WEIGHT * losses[1] + OFFSET_WEIGHT * losses[2]).backward()
-        if args.processes > 1:
-            _average_gradients(parameters, args.processes)
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        with torch.no_grad():
-            rate = 1.0 - min(EMA_DECAY, (1 + step) / (10 + step))
-            torch._foreach_lerp_(average, parameters, rate)
-        running += losses.detach()
-        done = step + 1
-        if rank == 0 and done % 100 == 0:
-            flow, token, offset = (running / 100).tolist()
-            speed = 100 * args.batch / (time.monotonic() - logged)
-            line = {'step': done, 'flow': flow, 'token': token, 'offset': offset}
-            line['samples_s'] = speed
-            with (args.out / 'log.jsonl').open('a') as log:
-                log.write(json.dumps(line) + '\n')
-            bar.set_postfix(flow=f'{flow:.3f}', token=f'{token:.3f}', offset=f'{offset:.3f}')
-            running, logged = torch.zeros(3), time.monotonic()
-        if rank == 0 and (done % args.save_every == 0 or done == last):
-            _save(args, trainee, optimizer, average, spec, done, len(data))
+        batch = draw_batch(data, next(rows), words, training.spec, rng)
+        losses = training.step(batch, generator)
+        if rank == 0:
+            log.add(step, losses, bar)
+            if step % args.save_every == 0 or step == last:
+                training.save(len(data))
     if args.processes > 1:
         distributed.destroy_process_group()
 
 
-def _save(
-    args: argparse.Namespace,
-    trainee: Trainee,
-    optimizer: torch.optim.Optimizer,
-    average: list[Tensor],
-    spec: PolicySpec,
-    step: int,
-    observations: int,
-) -> None:
-    partial = args.out / 'checkpoint.partial'
-    torch.save(
-        {
-            'trainee': trainee.state_dict(),
-            'optimizer': optimizer.state_dict(),
-            'average': average,
-            'step': step,
-            'spec': json.dumps(spec.to_json()),
-        },
-        partial,
-    )
-    os.replace(partial, args.out / 'checkpoint.pt')
-    provenance = {
-        'simulator': 'Meta-World v3, training seeds below 100',
-        'observations': observations,
-        'steps': step,
-        'batch': args.batch,
-        'seed': args.seed,
-    }
-    spec = PolicySpec.from_json({**spec.to_json(), 'provenance': provenance})
-    names = [name for name, _ in trainee.named_parameters()]
-    tensors = {
-        name.removeprefix('model.'): tensor.half().contiguous()
-        for name, tensor in zip(names, average)
-        if name.startswith('model.')
-    }
-    write_bundle(args.out / 'bundle', spec, trainee.model.config.to_json(), tensors)
+def _shuffled(count: int, size: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
+    """Yield batches of `size` rows for ever; every row once before any row twice."""
+    order: NDArray[np.int64] = np.array([], int)
+    while True:
+        while len(order) < size:
+            order = np.r_[order, rng.permutation(count)]
+        yield np.sort(order[:size])
+        order = order[size:]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
