@@ -8,7 +8,6 @@ interrupted.
 """
 
 import argparse
-import difflib
 import importlib
 import importlib.util
 import os
@@ -17,7 +16,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from types import ModuleType
 
-from vlaq_ros.errors import ConfigError, MissingDependencyError, VlaqError
+from vlaq_ros.errors import ConfigError, MissingDependencyError, VlaqError, unknown_name
 
 # name -> (module, one line of help)
 COMMANDS = {
@@ -68,7 +67,7 @@ def _run(argv: list[str]) -> int:
         main_parser.print_help()
         return 2
     if options.command not in commands:
-        raise ConfigError(_unknown(options.command, commands))
+        raise ConfigError(unknown_name('command', options.command, commands))
     name, text = commands[options.command]
     module = _load(options.command, name)
     parser = argparse.ArgumentParser(prog=f'vlaq {options.command}', description=_sentence(text))
@@ -110,12 +109,6 @@ def _missing(command: str, error: ModuleNotFoundError) -> Exception:
     return MissingDependencyError(
         f'`vlaq {command}` needs the Python package {root!r}, which is not installed: {remedy}'
     )
-
-
-def _unknown(command: str, commands: dict[str, tuple[str, str]]) -> str:
-    close = difflib.get_close_matches(command, commands, n=1)
-    hint = f' Did you mean {close[0]!r}?' if close else ''
-    return f'no command named {command!r}. Known: {", ".join(commands)}.{hint}'
 
 
 def _sentence(text: str) -> str:

@@ -5,6 +5,9 @@ A message names what is wrong, the value, the place, and the way out; it lists e
 internal impossibility is an `assert` or a plain `ValueError`, never one of these.
 """
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class VlaqError(Exception):
     """Base of all errors that a user of this package can act on."""
@@ -52,3 +55,11 @@ class BringupError(VlaqError):
 
 class MissingDependencyError(VlaqError):
     """A package or system library that this command needs is not installed."""
+
+
+def unknown_name(what: str, name: str, known: Iterable[str]) -> str:
+    """Return the sentence for a name that does not exist: what is known, and what may be meant."""
+    known = list(known)
+    close = get_close_matches(name, known, n=1)
+    hint = f' Did you mean {close[0]!r}?' if close else ''
+    return f'no {what} named {name!r}. Known: {", ".join(known)}.{hint}'

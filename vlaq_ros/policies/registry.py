@@ -4,11 +4,10 @@ Bundle -> policy: the family is read from the bundle, its adapter imported on fi
 A new family is one module with `load(bundle, precision, head, threads)` and one row here.
 """
 
-from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 
-from vlaq_ros.errors import BundleError, ConfigError
+from vlaq_ros.errors import BundleError, ConfigError, unknown_name
 from vlaq_ros.policies.base import Policy
 from vlaq_ros.policies.bundle import open_bundle
 from vlaq_ros.policies.spec import PolicySpec
@@ -47,20 +46,14 @@ def load_policy(
         ConfigError: Unknown precision or head.
     """
     if precision not in PRECISIONS:
-        raise ConfigError(_unknown('precision', precision, PRECISIONS))
+        raise ConfigError(unknown_name('precision', precision, PRECISIONS))
     if threads is not None and threads < 1:
         raise ConfigError(f'threads={threads} must be at least 1')
     opened = open_bundle(bundle)
     spec = opened.spec
     if spec.family not in FAMILIES:
-        raise BundleError(_unknown('policy family', spec.family, tuple(FAMILIES)))
+        raise BundleError(unknown_name('policy family', spec.family, tuple(FAMILIES)))
     if head is not None and head not in spec.heads:
-        raise ConfigError(_unknown(f'head of bundle {spec.name!r}', head, spec.heads))
+        raise ConfigError(unknown_name(f'head of bundle {spec.name!r}', head, spec.heads))
     adapter = import_module(FAMILIES[spec.family])
     return adapter.load(opened, precision, head or spec.heads[0], threads)
-
-
-def _unknown(what: str, value: str, known: tuple[str, ...]) -> str:
-    close = get_close_matches(value, known, n=1)
-    hint = f' Did you mean {close[0]!r}?' if close else ''
-    return f'no {what} named {value!r}. Known: {", ".join(known)}.{hint}'

@@ -7,7 +7,7 @@ sentence asks for something else in the same scene: the wrong-instruction contro
 
 from dataclasses import dataclass
 
-from vlaq_ros.errors import SimulatorError
+from vlaq_ros.errors import SimulatorError, unknown_name
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def find_task(name: str) -> Task:
         SimulatorError: There is none; the message lists the known names.
     """
     if name not in _BY_NAME:
-        raise SimulatorError(f'no task named {name!r}. Known: {", ".join(_BY_NAME)}')
+        raise SimulatorError(unknown_name('task', name, _BY_NAME))
     return _BY_NAME[name]
 
 
