@@ -32,6 +32,7 @@ class Wire:
 
     def send_stop(self, pose, stamp_ns):
         self.sent.append(('stop', stamp_ns))
+        return True
 
     def send_chunk(self, chunk):
         self.sent.append(('chunk', chunk.sequence))
@@ -115,6 +116,19 @@ def test_a_stale_input_is_followed_by_stops_only(bench):
     assert {s[0] for s in bench.wire.sent} == {'stop'}
     assert len(bench.wire.sent) == 41  # for one second, both ends included
     assert bench.loop.supervisor.reason == bench.senses.problem
+
+
+def test_one_stop_is_sent_when_it_shall_not_be_repeated(bench):
+    """The clock was read twice, so that a stop repeated for 0 s was over before it was sent."""
+    for k in range(3):
+        bench.tick(k * PERIOD_NS)
+    bench.wire.sent.clear()
+    bench.loop.supervisor.stop_repeat_s = 0.0
+    clock = iter(range(1000))
+    bench.loop._steady = lambda: float(next(clock))  # time passes between two readings
+    bench.loop.hold('stale', 3 * PERIOD_NS)
+    bench.loop.hold('stale', 4 * PERIOD_NS)
+    assert bench.wire.sent == [('stop', 3 * PERIOD_NS)]
 
 
 def test_an_unsafe_chunk_is_not_published_and_not_executed(bench):

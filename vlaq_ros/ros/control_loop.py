@@ -268,8 +268,10 @@ class ControlLoop:
             self._outputs.send_twist(command, now_ns)
 
     def _repeat_stop(self, now_ns: int) -> None:
-        if self.supervisor.must_send_stop(self._steady()):
-            self._outputs.send_stop(self._inputs.pose(now_ns), now_ns)
+        if not self.supervisor.must_send_stop(self._steady()):
+            return
+        if self._outputs.send_stop(self._inputs.pose(now_ns), now_ns):
+            self.supervisor.stop_sent()
 
     def _new_epoch(self) -> None:
         self.epoch += 1

@@ -64,16 +64,18 @@ class Outputs:
         self._send_gripper(gripper, stamp_ns)
         self._send_arm(pose_message(pose, self._frame('base'), stamp_ns))
 
-    def send_stop(self, pose: Pose | None, stamp_ns: int) -> None:
+    def send_stop(self, pose: Pose | None, stamp_ns: int) -> bool:
         """
         Send the stop of this output: no velocity, or stay at the measured pose.
 
-        Without a measured pose nothing is sent: an older target would be a motion.
+        Without a measured pose nothing is sent: an older target would be a motion. Return whether
+        it was sent.
         """
         if not self.wants_pose:
             self._send_arm(twist_message(HOLD, self._frame(HOLD.frame), stamp_ns))
         elif pose is not None:
             self._send_arm(pose_message(pose, self._frame('base'), stamp_ns))
+        return not self.wants_pose or pose is not None
 
     def send_chunk(self, chunk: ActionChunk) -> None:
         """Publish the chunk that was accepted."""
