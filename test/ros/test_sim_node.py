@@ -31,7 +31,8 @@ from vlaq_ros.ros.conversions import (
 )
 from vlaq_ros.ros.interfaces import EpisodeStatus
 from vlaq_ros.ros.parameters import table
-from vlaq_ros.ros.sim_node import RESET_NS, SimConfig, SimNode
+from vlaq_ros.ros.sim_node import RESET_NS, SimNode
+from vlaq_ros.ros.sim_parameters import SimParameters
 from vlaq_ros.sim.robot import PERIOD_NS, SimRobot
 from vlaq_ros.sim.rollout import Episode, run_episode
 from vlaq_ros.types import EndEffectorCommand
@@ -312,7 +313,7 @@ def test_the_next_index_follows_by_itself_with_its_sentence(operator):
 
 def test_the_parameter_file_shows_the_defaults_of_the_node():
     (values,) = yaml.safe_load(config_file('sim_node.yaml').read_text()).values()
-    assert values['ros__parameters'] == {row.name: row.default for row in table(SimConfig)}
+    assert values['ros__parameters'] == {row.name: row.default for row in table(SimParameters)}
 
 
 def test_the_closed_loop_over_topics_gives_the_same_actions_as_without_ros(operator, graph, arm):

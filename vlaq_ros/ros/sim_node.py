@@ -12,8 +12,7 @@ belongs to one thread. Spin it with a single-threaded executor.
 
 import signal
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import rclpy
@@ -34,12 +33,13 @@ from vlaq_ros.ros import qos
 from vlaq_ros.ros import sim_messages as messages
 from vlaq_ros.ros.conversions import pose_message, to_nanoseconds
 from vlaq_ros.ros.interfaces import EpisodeStatus
-from vlaq_ros.ros.parameters import Applies, NodeParameters, parameter
+from vlaq_ros.ros.parameters import NodeParameters
 from vlaq_ros.ros.sim_diagnostics import SimDiagnostics
+from vlaq_ros.ros.sim_parameters import TASK_NAMES, SimParameters
 from vlaq_ros.sim.camera_model import intrinsics
 from vlaq_ros.sim.command_intake import CommandIntake, Refusal
 from vlaq_ros.sim.robot import CAMERAS, GRIPPER_TRAVEL_M, PERIOD_S, SimRobot
-from vlaq_ros.sim.tasks import TASKS, find_task
+from vlaq_ros.sim.tasks import find_task
 from vlaq_ros.types import EndEffectorCommand
 
 # A reset takes this much simulated time, so that nothing observed or predicted before it is due.
@@ -48,101 +48,6 @@ _WATCH_S = 0.05
 _RESEND_S = 0.5
 _PAUSE_S = 1.0
 _SETTLE_S = 0.1
-_TASK_NAMES = tuple(task.name for task in TASKS)
-
-
-@dataclass(frozen=True)
-class SimConfig:
-    """Parameters of the simulator."""
-
-    task: str = parameter(
-        'drawer-open', 'Task of the next episode', choices=_TASK_NAMES, applies=Applies.LIVE
-    )
-    seed: int = parameter(
-        100,
-        'Environment seed of the next episode; 100 and above were never trained on',
-        low=0,
-        high=1_000_000,
-        applies=Applies.LIVE,
-    )
-    index: int = parameter(
-        0, 'Start state of the next episode within its seed', low=0, high=49, applies=Applies.LIVE
-    )
-    instruction: str = parameter(
-        '',
-        'Sentence of the next episode; empty: a sentence of the task, chosen by `index`',
-        applies=Applies.LIVE,
-    )
-    publish_instruction: bool = parameter(
-        False, 'Publish the sentence of every episode on `instruction`', applies=Applies.START
-    )
-    lockstep: bool = parameter(
-        False,
-        'Advance only when commands stamped with the current simulated time have arrived',
-        applies=Applies.START,
-    )
-    lockstep_timeout_s: float = parameter(
-        10.0,
-        'Wall time without commands after which an episode in lockstep is aborted',
-        unit='s',
-        low=0.1,
-        high=600.0,
-        applies=Applies.START,
-    )
-    real_time_factor: float = parameter(
-        1.0,
-        'Simulated seconds per wall second when not in lockstep',
-        low=0.01,
-        high=10.0,
-        applies=Applies.START,
-    )
-    command_timeout_s: float = parameter(
-        0.1,
-        'Age at which a motion command ends and the arm stands still, when not in lockstep',
-        unit='s',
-        low=0.025,
-        high=0.9,
-        applies=Applies.START,
-    )
-    camera_every: int = parameter(
-        1,
-        'Render the cameras at every n-th step, when not in lockstep',
-        unit='steps',
-        low=1,
-        high=40,
-        applies=Applies.START,
-    )
-    spectator: bool = parameter(
-        False, 'Publish a larger view on `spectator/image_raw`', applies=Applies.START
-    )
-    spectator_every: int = parameter(
-        4,
-        'Render the spectator view at every n-th step',
-        unit='steps',
-        low=1,
-        high=120,
-        applies=Applies.START,
-    )
-    compressed: bool = parameter(
-        False, 'Publish JPEG images on `<camera>/image_raw/compressed` too', applies=Applies.START
-    )
-    auto_start: bool = parameter(
-        True, 'Start an episode with the node; otherwise wait for ~/reset', applies=Applies.START
-    )
-    auto_reset: str = parameter(
-        'off',
-        'After an episode: wait for ~/reset, start the next index, or start the next task',
-        choices=('off', 'next_index', 'next_task'),
-        applies=Applies.LIVE,
-    )
-    base_frame: str = parameter(
-        'base', 'Frame of poses and commands: the base of the arm', applies=Applies.START
-    )
-
-    def contradictions(self) -> Iterator[str]:
-        """Yield what the bounds of single parameters cannot say."""
-        if not self.base_frame:
-            yield "parameter 'base_frame' must not be empty"
 
 
 class SimNode(Node):
@@ -150,7 +55,7 @@ class SimNode(Node):
 
     def __init__(self, robot: SimRobot | None = None, **options) -> None:
         super().__init__('sim', **options)
-        self._settings = NodeParameters(self, SimConfig)
+        self._settings = NodeParameters(self, SimParameters)
         self._config = config = self._settings.read()
         for sentence in self._settings.unknown_overrides():
             self.get_logger().warning(sentence)
@@ -300,9 +205,9 @@ class SimNode(Node):
         config = self._settings.read()
         task, index = config.task, config.index
         if mode == 'next_task':
-            place = _TASK_NAMES.index(task) + 1
-            task = _TASK_NAMES[place % len(_TASK_NAMES)]
-            index += place // len(_TASK_NAMES)
+            place = TASK_NAMES.index(task) + 1
+            task = TASK_NAMES[place % len(TASK_NAMES)]
+            index += place // len(TASK_NAMES)
         else:
             index += 1
         index, seed = index % 50, config.seed + index // 50
