@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip('rclpy', reason='needs ROS 2 (rclpy)')
 pytest.importorskip('vlaq_ros.msg', reason='needs the built messages of vlaq_ros')
 
+from vlaq_ros.control.supervisor import ControlState
 from vlaq_ros.errors import StaleInputError
 from vlaq_ros.ros.control_loop import ControlLoop
 from vlaq_ros.ros.outputs import Outputs
@@ -62,7 +63,8 @@ class Senses:
     def clear(self):
         pass
 
-    forget = clear
+    def forget(self, now_ns):
+        pass
 
 
 @pytest.fixture
@@ -81,7 +83,9 @@ def bench(fake_policy):
         if loop._worker.is_busy or len(fake_policy.observations) > before:
             assert done.acquire(timeout=10.0)
 
-    yield SimpleNamespace(loop=loop, wire=wire, senses=senses, tick=tick, policy=fake_policy)
+    yield SimpleNamespace(
+        loop=loop, wire=wire, senses=senses, tick=tick, policy=fake_policy, steady=steady
+    )
     loop.close()
 
 
@@ -129,6 +133,49 @@ def test_one_stop_is_sent_when_it_shall_not_be_repeated(bench):
     bench.loop.hold('stale', 3 * PERIOD_NS)
     bench.loop.hold('stale', 4 * PERIOD_NS)
     assert bench.wire.sent == [('stop', 3 * PERIOD_NS)]
+
+
+def test_when_ticks_stop_while_sensors_go_on_the_watch_stops_the_arm(bench):
+    """A ROS clock that was set back froze the tick, and the last motion stayed in force."""
+    for k in range(3):
+        bench.tick(k * PERIOD_NS)
+    bench.wire.sent.clear()
+    bench.steady[0] += 0.14
+    bench.loop.watch(-5 * PERIOD_NS)
+    assert bench.wire.sent == []
+    bench.steady[0] += 0.02
+    bench.loop.watch(-5 * PERIOD_NS)
+    assert bench.wire.sent == [('stop', -5 * PERIOD_NS)]
+    assert bench.loop.supervisor.state is ControlState.HOLDING
+    assert bench.loop.supervisor.reason.startswith('no control tick for 0.2 s')
+    bench.tick(10 * PERIOD_NS)
+    bench.tick(11 * PERIOD_NS)
+    assert bench.wire.sent[-1][0] == 'move'
+
+
+def test_in_simulated_time_a_slow_clock_is_no_stall_but_a_silent_one_is(fake_policy):
+    steady = [0.0]
+    config, wire = PolicyParameters(), Wire()
+    loop = ControlLoop(fake_policy, config, Senses(), wire, lambda: None, lambda: steady[0], True)
+    loop.activate(0)
+    loop.supervisor.run(0)
+    steady[0] = config.age.silence_s - 0.1
+    loop.watch(0)
+    assert wire.sent == []
+    steady[0] = config.age.silence_s + 0.1
+    loop.watch(0)
+    assert wire.sent == [('stop', 0)]
+    loop.close()
+
+
+@pytest.mark.parametrize('what', ['reset', 'clock_went_back'])
+def test_a_new_start_while_moving_stops_at_once(bench, what):
+    """Nothing was sent, and the last motion stayed in force until the next tick held."""
+    for k in range(3):
+        bench.tick(k * PERIOD_NS)
+    bench.wire.sent.clear()
+    getattr(bench.loop, what)(2 * PERIOD_NS)
+    assert bench.wire.sent == [('stop', 2 * PERIOD_NS)]
 
 
 def test_an_unsafe_chunk_is_not_published_and_not_executed(bench):

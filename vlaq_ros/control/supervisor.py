@@ -74,7 +74,7 @@ class Supervisor:
         self._begin_stop(steady_s)
 
     def reset(self, now_ns: int) -> None:
-        """Leave a fault and wait for a new observation; what moved is stopped by the next hold."""
+        """Leave a fault and wait for a new observation; what moves is stopped by a hold."""
         if self.state is ControlState.FAULT:
             self._enter(ControlState.WAITING, 'reset', now_ns)
 

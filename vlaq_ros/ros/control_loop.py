@@ -27,6 +27,8 @@ from vlaq_ros.ros.pose_targets import PoseTarget, pose_targets
 from vlaq_ros.ros.worker import Worker
 from vlaq_ros.types import ActionChunk
 
+_MIN_TICK_LIMIT_S, _TICK_LIMIT_PERIODS = 0.15, 3
+
 NO_INSTRUCTION = 'instruction: none given; publish a sentence on `instruction`'
 
 
@@ -50,6 +52,7 @@ class ControlLoop:
         outputs: Commands.
         wake: Makes the executor thread call `collect`; called on the worker thread.
         steady: Returns seconds of a clock that never stops or jumps.
+        is_simulated_time: Whether ticks come as slowly as a simulator computes.
 
     Attributes:
         supervisor: Whether the arm may move, and why not.
@@ -70,6 +73,7 @@ class ControlLoop:
         outputs: Outputs,
         wake: Callable[[], None],
         steady: Callable[[], float] = time.monotonic,
+        is_simulated_time: bool = False,
     ) -> None:
         spec = policy.spec
         self.supervisor = Supervisor(config.stop_repeat_s)
@@ -86,6 +90,9 @@ class ControlLoop:
         self._inputs = inputs
         self._outputs = outputs
         self._steady = steady
+        self._ticked_s = steady()
+        limit_s = max(_MIN_TICK_LIMIT_S, _TICK_LIMIT_PERIODS / config.command.rate_hz)
+        self._tick_limit_s = config.age.silence_s if is_simulated_time else limit_s
         self._errors_in_a_row = 0
         self._lacks_observation = False
         self._targets: list[PoseTarget] = []
@@ -100,6 +107,7 @@ class ControlLoop:
         """Begin: wait for the first complete observation."""
         self._inputs.clear()
         self._inputs.enabled = True
+        self._ticked_s = self._steady()
         self.supervisor.activate(now_ns)
         self._new_epoch()
 
@@ -117,16 +125,16 @@ class ControlLoop:
         self._worker.close(timeout_s=5.0)
 
     def reset(self, now_ns: int) -> None:
-        """Forget the chunk and everything the policy remembers; leave a fault."""
+        """Stop, forget the chunk and everything the policy remembers; leave a fault."""
         self.supervisor.reset(now_ns)
         self._errors_in_a_row = 0
-        self._new_epoch()
+        self._start_over('reset', now_ns)
 
     def clock_went_back(self, now_ns: int) -> None:
         """Forget everything that was stamped in another time."""
         self.counts['clock jumps'] += 1
         self._inputs.forget(now_ns)
-        self._new_epoch()
+        self._start_over('the clock was changed', now_ns)
 
     def instruction_changed(self) -> None:
         """Follow the new sentence from the next inference on; an empty one stops at once."""
@@ -135,6 +143,7 @@ class ControlLoop:
 
     def tick(self, now_ns: int) -> None:
         """Run once per command period."""
+        self._ticked_s = self._steady()
         self.collect(now_ns)
         if self.supervisor.state is ControlState.FAULT:
             self._repeat_stop(now_ns)
@@ -154,9 +163,9 @@ class ControlLoop:
     def watch(self, now_ns: int) -> None:
         """Run on a steady timer: stop when nothing arrives, even while the ROS clock stands."""
         self.collect(now_ns)
-        silence = self._inputs.silence()
-        if silence:
-            self.hold(silence, now_ns)
+        problem = self._inputs.silence() or self._stall()
+        if problem:
+            self.hold(problem, now_ns)
         else:
             self._repeat_stop(now_ns)
 
@@ -272,6 +281,21 @@ class ControlLoop:
             return
         if self._outputs.send_stop(self._inputs.pose(now_ns), now_ns):
             self.supervisor.stop_sent()
+
+    def _stall(self) -> str:
+        """Say that the ticks, which follow the ROS clock, do not come; empty: they do."""
+        stalled_s = self._steady() - self._ticked_s
+        if stalled_s <= self._tick_limit_s:
+            return ''
+        return (
+            f'no control tick for {stalled_s:.1f} s: the ROS clock stands still or was set back; '
+            'deactivate and activate when it does not go on'
+        )
+
+    def _start_over(self, reason: str, now_ns: int) -> None:
+        """Stop at once what moves, and forget the chunk."""
+        self._new_epoch()
+        self.hold(reason, now_ns)
 
     def _new_epoch(self) -> None:
         self.epoch += 1

@@ -115,7 +115,14 @@ class PolicyNode(ManagedNode):
         on_stored = self._on_stored if config.lockstep else lambda: None
         self._inputs = Inputs(self, policy.spec, config, on_stored, self._on_instruction)
         self._outputs = Outputs(self, config)
-        self._loop = loop_type(policy, config, self._inputs, self._outputs, self._wake.trigger)
+        self._loop = loop_type(
+            policy,
+            config,
+            self._inputs,
+            self._outputs,
+            self._wake.trigger,
+            is_simulated_time=self.get_parameter('use_sim_time').value,
+        )
         self._precision_pub.publish(
             precision_message(
                 policy.precision, PRECISIONS, policy.memory(), 'configured', self._now_ns()
