@@ -112,6 +112,35 @@ def test_a_buffer_recovers_from_a_wrong_stamp_by_itself():
     assert buffer.at(99_999).value == 3
 
 
+def test_a_buffer_sized_by_time_keeps_fast_samples_and_forgets_old_ones():
+    """A buffer kept 8 samples, whatever time they covered."""
+    buffer = StreamBuffer(capacity=1000, keep_ns=100 * MS)
+    for stamp_ms in range(500):
+        buffer.put(stamp_ms, stamp_ms * MS)
+    assert buffer.at(400 * MS).value == 400
+    assert buffer.at(390 * MS) is None
+
+
+def test_one_wrong_stamp_does_not_empty_a_buffer_sized_by_time():
+    buffer = StreamBuffer(capacity=1000, keep_ns=100 * MS)
+    for stamp_ms in (10, 20, 9000, 30, 40):
+        buffer.put(stamp_ms, stamp_ms * MS)
+        assert stamp_ms == 9000 or buffer.at(stamp_ms * MS).value == stamp_ms
+    assert buffer.at(20 * MS).value == 20
+    for stamp_ms in range(50, 300, 10):
+        buffer.put(stamp_ms, stamp_ms * MS)
+    assert buffer.newest_stamp_ns() == 290 * MS
+
+
+def test_a_sample_sent_again_does_not_push_out_the_others():
+    """The same state, put at 1 kHz between two poses, pushed out the one before."""
+    buffer = StreamBuffer(capacity=3)
+    buffer.put('before', 10)
+    for _ in range(5):
+        buffer.put('again', 20)
+    assert buffer.at(19).value == 'before'
+
+
 def test_an_empty_assembler_lists_everything_it_waits_for(assembler):
     error = refusal(assembler)
     assert isinstance(error, StaleInputError)

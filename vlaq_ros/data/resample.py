@@ -23,6 +23,9 @@ from numpy.typing import NDArray
 from vlaq_ros.errors import ImageError, StaleInputError
 from vlaq_ros.types import Observation
 
+MANY_SAMPLES = 4096
+"""Capacity of a buffer that is sized by time: memory stays bounded whatever a driver sends."""
+
 STATE_STREAM = 'state'
 INSTRUCTION_STREAM = 'instruction'
 
@@ -78,12 +81,18 @@ class StreamBuffer:
     Args:
         capacity: Samples kept. More than one is needed when stamps run ahead of the control clock.
         steady_clock: Returns seconds that never jump; they tell when something last arrived.
+        keep_ns: Samples stamped further than this from the last two are forgotten, so that a
+            buffer covers a time and not a number of samples; None: only `capacity` counts.
     """
 
     def __init__(
-        self, capacity: int = 8, steady_clock: Callable[[], float] = time.monotonic
+        self,
+        capacity: int = 8,
+        steady_clock: Callable[[], float] = time.monotonic,
+        keep_ns: int | None = None,
     ) -> None:
         self._samples: deque[Sample] = deque(maxlen=capacity)
+        self._keep_ns = keep_ns
         self._steady_clock = steady_clock
         self._arrived_s: float | None = None
         self._lock = threading.Lock()
@@ -91,8 +100,17 @@ class StreamBuffer:
     def put(self, value: Any, stamp_ns: int) -> None:
         """Keep a value, which must not be changed afterwards."""
         with self._lock:
+            last_ns = self._samples[-1].stamp_ns if self._samples else None
+            if last_ns == stamp_ns:
+                self._samples.pop()
             self._samples.append(Sample(stamp_ns, value))
             self._arrived_s = self._steady_clock()
+            if self._keep_ns is not None and last_ns is not None:
+                # Two stamps, so that a single wrong one does not empty the buffer.
+                low_ns = min(last_ns, stamp_ns) - self._keep_ns
+                high_ns = max(last_ns, stamp_ns) + self._keep_ns
+                while not low_ns <= self._samples[0].stamp_ns <= high_ns:
+                    self._samples.popleft()
 
     def at(self, now_ns: int) -> Sample | None:
         """Return the newest sample stamped at or before `now_ns`, None if there is none."""
@@ -159,6 +177,9 @@ class ObservationAssembler:
         self._max_age_ns = dict(max_age_ns)
         self._max_spread_ns = max_spread_ns
         self._buffers = {name: StreamBuffer(steady_clock=steady_clock) for name in streams}
+        if need_state:  # small, and sent more often than images: as long as any image is usable
+            keep_ns = max(max_age_ns.values()) + max_age_ns[STATE_STREAM] + (max_spread_ns or 0)
+            self._buffers[STATE_STREAM] = StreamBuffer(MANY_SAMPLES, steady_clock, keep_ns)
         self._instruction = ''
         self._lock = threading.Lock()  # an observation never mixes samples around a clear()
 

@@ -21,6 +21,7 @@ from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import String
 
 from vlaq_ros.data.resample import (
+    MANY_SAMPLES,
     STATE_STREAM,
     IncompleteObservationError,
     ObservationAssembler,
@@ -34,6 +35,7 @@ from vlaq_ros.ros.policy_parameters import JOINT_PREFIX, POSE_SOURCES, PolicyPar
 from vlaq_ros.types import Observation, Pose
 
 _LOOK_FOR_LATCHED_S = 0.25
+_LONGEST_INFERENCE_S = 2.0  # poses reach back to the observation of a chunk that has just come
 
 POSE_TOPIC, JOINT_TOPIC, INSTRUCTION_TOPIC = 'ee_pose', 'joint_states', 'instruction'
 
@@ -85,8 +87,10 @@ class Inputs:
         self._needs_pose = needs_pose_only or POSE_TOPIC in self._state_topics
         pose = [POSE_TOPIC] if self._needs_pose else []
         self._streams = list(dict.fromkeys([*self._cameras, *self._state_topics, *pose]))
-        self._poses = StreamBuffer(capacity=64)
-        self._raw = {topic: StreamBuffer() for topic in self._state_topics}
+        age = config.age
+        keep_s = age.state_s + age.spread_s
+        self._raw = {topic: _buffer_of(keep_s) for topic in self._state_topics}
+        self._poses = _buffer_of(keep_s + age.image_s + _LONGEST_INFERENCE_S)
         self._assembler = self._make_assembler()
         self._last_stamp: dict[str, int] = {}
         self.topics = self._subscribe()
@@ -332,6 +336,10 @@ class Inputs:
             stream = ' and '.join(lagging or self._raw)
         why = '; '.join(self.trouble[s] for s in stream.split(' and ') if s in self.trouble)
         return f'{stream}: {text}' + (f' ({why})' if why else '')
+
+
+def _buffer_of(keep_s: float) -> StreamBuffer:
+    return StreamBuffer(MANY_SAMPLES, keep_ns=round(keep_s * 1e9))
 
 
 def _serves(topic: str, sources: set[str]) -> bool:

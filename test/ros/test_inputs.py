@@ -1,0 +1,75 @@
+"""What the policy sees: every message is stored or dropped with its reason, nothing is lost."""
+
+import pytest
+
+pytest.importorskip('rclpy', reason='needs ROS 2 (rclpy)')
+pytest.importorskip('vlaq_ros.msg', reason='needs the built messages of vlaq_ros')
+
+import numpy as np
+from geometry_msgs.msg import PoseStamped
+from sensor_msgs.msg import Image, JointState
+
+from vlaq_ros.ros.conversions import to_stamp
+from vlaq_ros.ros.inputs import Inputs
+from vlaq_ros.ros.parameters import build
+from vlaq_ros.ros.policy_parameters import PolicyParameters
+
+pytestmark = pytest.mark.ros
+MS = 1_000_000
+START_MS = 10_000
+
+
+class Feed:
+    """Inputs that get their messages from the test, without DDS; stamps in ms."""
+
+    def __init__(self, node, spec, **parameters):
+        config = build(PolicyParameters, {k.replace('__', '.'): v for k, v in parameters.items()})
+        self.inputs = Inputs(node, spec, config, lambda: None, lambda: None)
+        self.inputs.enabled = True
+        self.inputs._assembler.put_instruction('open')
+
+    def image(self, name, stamp_ms, height=None, width=None):
+        default = {'front': (8, 6), 'wrist': (4, 4)}[name]
+        height, width = height or default[0], width or default[1]
+        msg = Image(height=height, width=width, encoding='rgb8', step=3 * width)
+        msg.data = bytes(3 * width * height)
+        msg.header.stamp = to_stamp(stamp_ms * MS)
+        self.inputs._on_image(name, msg)
+
+    def pose(self, stamp_ms, x=0.0):
+        msg = PoseStamped()
+        msg.header.stamp, msg.header.frame_id = to_stamp(stamp_ms * MS), 'base'
+        msg.pose.position.x, msg.pose.orientation.w = float(x), 1.0
+        self.inputs._on_pose(msg)
+
+    def joints(self, stamp_ms):
+        msg = JointState(name=['gripper'], position=[0.04])
+        msg.header.stamp = to_stamp(stamp_ms * MS)
+        self.inputs._on_joints(msg)
+
+
+@pytest.fixture
+def make_feed(graph, spec):
+    node = graph.node('listener')
+    return lambda **parameters: Feed(node, spec, **parameters)
+
+
+def test_fast_joint_states_and_a_late_pose_make_a_state(make_feed):
+    """The last 8 joint states were all newer than a pose 12 ms late: there was never a state."""
+    feed = make_feed()
+    for now_ms in range(START_MS, START_MS + 200):
+        feed.joints(now_ms)
+        if now_ms % 20 == 12:
+            feed.pose(now_ms - 12, x=now_ms)
+    for name in ('front', 'wrist'):
+        feed.image(name, now_ms)
+    state = feed.inputs.observation(now_ms * MS).state
+    np.testing.assert_allclose(state, [START_MS + 192, 0.0, 0.0, 0.4])
+
+
+def test_a_fast_pose_is_still_known_at_the_time_of_an_old_observation(make_feed):
+    """Only the last 64 poses were kept: at 1 kHz an inference of 0.1 s outlasted them."""
+    feed = make_feed()
+    for now_ms in range(START_MS, START_MS + 1000):
+        feed.pose(now_ms, x=now_ms)
+    assert feed.inputs.pose((START_MS + 300) * MS).position[0] == START_MS + 300
