@@ -2,6 +2,7 @@
 
 import threading
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -31,8 +32,12 @@ class Wire:
     def send_twist(self, command, stamp_ns):
         self.sent.append(('move', stamp_ns, command.twist[0]))
 
+    def send_pose(self, pose, gripper, stamp_ns):
+        self.sent.append(('pose', stamp_ns, pose.position[0]))
+
     def send_stop(self, pose, stamp_ns):
-        self.sent.append(('stop', stamp_ns))
+        place = (pose.position[0],) if self.wants_pose else ()
+        self.sent.append(('stop', stamp_ns, *place))
         return True
 
     def send_chunk(self, chunk):
@@ -43,6 +48,7 @@ class Senses:
     """Always has an observation of now, unless a test says otherwise; in the place of `Inputs`."""
 
     instruction, enabled, decode_s, problem = 'open', False, 0.0, None
+    x_m = 0.0
 
     def require(self, now_ns):
         if self.problem:
@@ -55,7 +61,7 @@ class Senses:
         return ''
 
     def pose(self, now_ns):
-        return Pose(np.zeros(3))
+        return Pose(np.array([self.x_m, 0.0, 0.0]))
 
     def ages_s(self, now_ns):
         return {}
@@ -87,6 +93,23 @@ def bench(fake_policy):
         loop=loop, wire=wire, senses=senses, tick=tick, policy=fake_policy, steady=steady
     )
     loop.close()
+
+
+@pytest.fixture
+def pose_bench(bench):
+    """Return the bench with target poses as output."""
+    bench.wire.wants_pose = True
+    return bench
+
+
+def places(bench, kind='pose'):
+    return [sent[2] for sent in bench.wire.sent if sent[0] == kind]
+
+
+def limit_speed(bench, speed):
+    config = PolicyParameters()
+    limits = replace(config.limits, max_linear_speed=speed)
+    bench.loop.apply(replace(config, limits=limits))
 
 
 def test_nothing_moves_before_the_first_chunk_and_then_rows_follow_the_clock(bench):
@@ -176,6 +199,58 @@ def test_a_new_start_while_moving_stops_at_once(bench, what):
     bench.wire.sent.clear()
     getattr(bench.loop, what)(2 * PERIOD_NS)
     assert bench.wire.sent == [('stop', 2 * PERIOD_NS)]
+
+
+def test_a_late_first_target_keeps_the_speed_limit_from_the_measured_pose(pose_bench):
+    """The target of row 5, 13 mm away, was sent at once although 2 mm per tick are allowed."""
+    limit_speed(pose_bench, 0.1)
+    pose_bench.policy.change = lambda actions: np.clip(actions, 0.0, 0.0025)
+    pose_bench.tick(0)
+    pose_bench.loop.player.execution_horizon = 8
+    for k in (5, 6, 7):
+        pose_bench.tick(k * PERIOD_NS)
+    assert places(pose_bench) == pytest.approx([0.002, 0.0045, 0.007])
+    assert pose_bench.loop.counts['limited: linear_speed'] == 3
+
+
+def test_a_hold_inside_a_chunk_goes_on_from_the_measured_pose(pose_bench):
+    """The arm had stayed where the hold began, and the next target was several rows away."""
+    pose_bench.loop.player.execution_horizon = 8
+    limit_speed(pose_bench, 0.4)
+    pose_bench.tick(0)
+    pose_bench.tick(PERIOD_NS)
+    pose_bench.senses.problem = 'front: 300 ms old, limit 250 ms'
+    for k in (2, 3, 4):
+        pose_bench.tick(k * PERIOD_NS)
+    pose_bench.senses.problem, pose_bench.senses.x_m = None, 0.001
+    pose_bench.tick(5 * PERIOD_NS)
+    assert places(pose_bench)[-1] == pytest.approx(0.001 + 0.4 * 0.02)
+
+
+def test_a_lower_speed_limit_acts_on_the_chunk_that_is_executed(pose_bench):
+    """The targets were planned with the old limit and sent as they were."""
+    pose_bench.loop.player.execution_horizon = 8
+    for k in range(4):
+        pose_bench.tick(k * PERIOD_NS)
+    assert places(pose_bench)[-1] == pytest.approx(0.010)  # 1 + 2 + 3 + 4 mm
+    limit_speed(pose_bench, 0.04)
+    for k in range(4, 8):
+        pose_bench.tick(k * PERIOD_NS)
+    assert np.diff(places(pose_bench)[-5:]) == pytest.approx(0.001)
+    assert pose_bench.loop._targets[7].pose.position[0] == pytest.approx(0.014)
+
+
+def test_a_limit_that_refuses_from_now_on_refuses_the_rest_of_the_chunk(pose_bench):
+    pose_bench.loop.player.execution_horizon = 8
+    for k in range(4):
+        pose_bench.tick(k * PERIOD_NS)
+    config = PolicyParameters()
+    limits = replace(config.limits, max_linear_speed=0.04, on_exceed='refuse')
+    pose_bench.loop.apply(replace(config, limits=limits))
+    pose_bench.tick(4 * PERIOD_NS)
+    assert pose_bench.loop.supervisor.state is ControlState.FAULT
+    assert pose_bench.loop.counts['refused: linear_speed'] == 1
+    assert pose_bench.wire.sent[-1][0] == 'stop'
 
 
 def test_an_unsafe_chunk_is_not_published_and_not_executed(bench):

@@ -8,8 +8,9 @@ the order of stops and commands can be tested without a graph.
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,9 +24,9 @@ from vlaq_ros.policies.base import Policy
 from vlaq_ros.ros.inputs import Inputs
 from vlaq_ros.ros.outputs import Outputs
 from vlaq_ros.ros.policy_parameters import PolicyParameters
-from vlaq_ros.ros.pose_targets import PoseTarget, pose_targets
+from vlaq_ros.ros.pose_targets import PoseTarget, approach, pose_targets
 from vlaq_ros.ros.worker import Worker
-from vlaq_ros.types import ActionChunk
+from vlaq_ros.types import ActionChunk, Pose
 
 _MIN_TICK_LIMIT_S, _TICK_LIMIT_PERIODS = 0.15, 3
 
@@ -39,6 +40,15 @@ class Request:
     now_ns: int
     epoch: int
     last_observed_ns: int | None
+
+
+class SentTarget(NamedTuple):
+    """The last target pose that was sent while moving."""
+
+    pose: Pose
+    sent_ns: int
+    sequence: int
+    row: int
 
 
 class ControlLoop:
@@ -96,11 +106,15 @@ class ControlLoop:
         self._errors_in_a_row = 0
         self._lacks_observation = False
         self._targets: list[PoseTarget] = []
+        self._must_replan = False
+        self._sent: SentTarget | None = None
         self._worker: Worker[Request, ActionChunk | None] = Worker(self._infer, wake, 'inference')
 
     def apply(self, config: PolicyParameters) -> None:
         """Use the parameters that may change while running."""
-        self.limits = config.limits.to_limits()
+        limits = config.limits.to_limits()
+        self._must_replan = self._must_replan or limits != self.limits
+        self.limits = limits
         self.supervisor.stop_repeat_s = config.stop_repeat_s
 
     def activate(self, now_ns: int) -> None:
@@ -235,6 +249,7 @@ class ControlLoop:
         self.latency.add({'decode': self._inputs.decode_s, **chunk.stage_s})
         if self.supervisor.state is not ControlState.FAULT and self.player.accept(chunk):
             self._targets = targets
+            self._must_replan = False
             self._outputs.send_chunk(chunk)
 
     def _plan_targets(self, chunk: ActionChunk) -> list[PoseTarget]:
@@ -260,10 +275,7 @@ class ControlLoop:
         """Send the action of one row of the current chunk, if motion is allowed."""
         chunk = self.player.chunk
         if self._outputs.wants_pose:
-            target = self._targets[row]
-            self._count_limited(target.limited)
-            if self.supervisor.run(now_ns):
-                self._outputs.send_pose(target.pose, target.gripper, now_ns)
+            self._command_pose(chunk, row, now_ns)
             return
         command = to_command(chunk.actions[row], chunk.spec)
         try:
@@ -275,6 +287,40 @@ class ControlLoop:
         self._count_limited(limited)
         if self.supervisor.run(now_ns):
             self._outputs.send_twist(command, now_ns)
+
+    def _command_pose(self, chunk: ActionChunk, row: int, now_ns: int) -> None:
+        """Send the target of one row, or as much of the way there as the speed limits allow."""
+        is_moving = self.supervisor.state is ControlState.RUNNING and self._sent is not None
+        period_s = chunk.spec.period_s
+        if is_moving:
+            start = self._sent.pose
+            elapsed_s = min((now_ns - self._sent.sent_ns) * 1e-9, period_s)
+        else:
+            start = self._inputs.pose(now_ns)
+            tick_s = 1.0 / self._config.command.rate_hz
+            elapsed_s = period_s if self._config.lockstep else min(tick_s, period_s)
+        if start is None:
+            raise UnsafeActionError('no measured pose to start from')
+        if self._must_replan:
+            is_sent = is_moving and (self._sent.sequence, self._sent.row) == (chunk.sequence, row)
+            self._replan(chunk, row + is_sent, start)
+        target = self._targets[row]
+        pose, shortened = approach(start, target.pose, self.limits, elapsed_s)
+        self._count_limited(dict.fromkeys((*target.limited, *shortened)))
+        if self.supervisor.run(now_ns):
+            self._outputs.send_pose(pose, target.gripper, now_ns)
+            self._sent = SentTarget(pose, now_ns, chunk.sequence, row)
+
+    def _replan(self, chunk: ActionChunk, row: int, start: Pose) -> None:
+        """Plan the rows that are left again, from where the arm is on its way."""
+        try:
+            rest = pose_targets(chunk, start, self.limits, row)
+        except UnsafeActionError as error:
+            self._count_refusal(error)
+            raise
+        passed = [target._replace(pose=start, limited=()) for target in self._targets[:row]]
+        self._targets = passed + rest
+        self._must_replan = False
 
     def _repeat_stop(self, now_ns: int) -> None:
         if not self.supervisor.must_send_stop(self._steady()):
@@ -301,6 +347,7 @@ class ControlLoop:
         self.epoch += 1
         self.player.clear(self.epoch)
         self._targets = []
+        self._sent = None
 
     def _why_no_action(self, text: str, now_ns: int) -> str:
         if self._errors_in_a_row:
@@ -317,7 +364,7 @@ class ControlLoop:
             text += f'; an inference takes {chunk.inference_s:.3f} s, longer than the whole chunk'
         return text
 
-    def _count_limited(self, reasons: tuple) -> None:
+    def _count_limited(self, reasons: Iterable[str]) -> None:
         self.counts.update(f'limited: {reason}' for reason in reasons)
 
     def _count_refusal(self, error: UnsafeActionError) -> None:
