@@ -9,6 +9,7 @@ import numpy as np
 from geometry_msgs.msg import PoseStamped
 from sensor_msgs.msg import Image, JointState
 
+from vlaq_ros.errors import StaleInputError
 from vlaq_ros.ros.conversions import to_stamp
 from vlaq_ros.ros.inputs import Inputs
 from vlaq_ros.ros.parameters import build
@@ -73,3 +74,21 @@ def test_a_fast_pose_is_still_known_at_the_time_of_an_old_observation(make_feed)
     for now_ms in range(START_MS, START_MS + 1000):
         feed.pose(now_ms, x=now_ms)
     assert feed.inputs.pose((START_MS + 300) * MS).position[0] == START_MS + 300
+
+
+def test_an_image_of_another_size_is_dropped_and_both_sizes_are_named(make_feed):
+    """It reached the policy, whose refusals in a row ended in a fault until ~/reset."""
+    feed = make_feed()
+    feed.pose(START_MS)
+    feed.joints(START_MS)
+    feed.image('front', START_MS, height=48, width=64)
+    feed.image('wrist', START_MS)
+    with pytest.raises(StaleInputError) as caught:
+        feed.inputs.require(START_MS * MS)
+    assert str(caught.value) == (
+        "front: nothing received yet (camera 'front' sends images of 64 x 48 px (width x height), "
+        'the policy expects 6 x 8 px: resize them before)'
+    )
+    assert feed.inputs.dropped == {'front': 1}
+    feed.image('front', START_MS)
+    feed.inputs.require(START_MS * MS)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from geometry_msgs.msg import PoseStamped
+from numpy.typing import NDArray
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy
@@ -73,7 +74,8 @@ class Inputs:
         self._config = config
         self._on_stored = on_stored
         self._on_instruction = on_instruction
-        self._cameras = tuple(camera.name for camera in spec.cameras)
+        self._sizes = {camera.name: (camera.height, camera.width) for camera in spec.cameras}
+        self._cameras = tuple(self._sizes)
         self.enabled = False
         self.instruction = ''
         self.instruction_count = 0
@@ -245,12 +247,22 @@ class Inputs:
         started = time.perf_counter()
         stamp_ns = to_nanoseconds(msg.header.stamp)
         try:
-            self._assembler.put_image(name, to_pixels(msg), stamp_ns)
+            image = to_pixels(msg)
+            self._require_size(name, image)
+            self._assembler.put_image(name, image, stamp_ns)
         except ImageError as error:
             self._drop(name, str(error))
             return
         self.decode_s = time.perf_counter() - started
         self._stored(name, stamp_ns)
+
+    def _require_size(self, name: str, image: NDArray[np.uint8]) -> None:
+        (height, width), (expected_height, expected_width) = image.shape[:2], self._sizes[name]
+        if (height, width) != (expected_height, expected_width):
+            raise ImageError(
+                f'camera {name!r} sends images of {width} x {height} px (width x height), the '
+                f'policy expects {expected_width} x {expected_height} px: resize them before'
+            )
 
     def _on_pose(self, msg: PoseStamped) -> None:
         if not self.enabled:
