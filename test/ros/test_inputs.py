@@ -9,7 +9,8 @@ import numpy as np
 from geometry_msgs.msg import PoseStamped
 from sensor_msgs.msg import Image, JointState
 
-from vlaq_ros.errors import StaleInputError
+from vlaq_ros.errors import MissingDependencyError, StaleInputError
+from vlaq_ros.ros import inputs
 from vlaq_ros.ros.conversions import to_stamp
 from vlaq_ros.ros.inputs import Inputs
 from vlaq_ros.ros.parameters import build
@@ -92,3 +93,24 @@ def test_an_image_of_another_size_is_dropped_and_both_sizes_are_named(make_feed)
     assert feed.inputs.dropped == {'front': 1}
     feed.image('front', START_MS)
     feed.inputs.require(START_MS * MS)
+
+
+@pytest.mark.parametrize(
+    ('error', 'reason'),
+    [
+        (RuntimeError('bad code'), 'RuntimeError: bad code'),
+        (MissingDependencyError('install cv2'), 'install cv2'),
+    ],
+    ids=['any exception', 'no decoder'],
+)
+def test_whatever_a_decoder_raises_drops_the_message(make_feed, monkeypatch, error, reason):
+    """Only an `ImageError` was caught: any other exception of a decoder ended the node."""
+
+    def explode(msg):
+        raise error
+
+    monkeypatch.setattr(inputs, 'to_pixels', explode)
+    feed = make_feed()
+    feed.image('front', START_MS)
+    assert feed.inputs.trouble == {'front': reason}
+    assert feed.inputs.dropped == {'front': 1}

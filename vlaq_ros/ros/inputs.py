@@ -28,7 +28,7 @@ from vlaq_ros.data.resample import (
     ObservationAssembler,
     StreamBuffer,
 )
-from vlaq_ros.errors import ImageError, StaleInputError
+from vlaq_ros.errors import ImageError, StaleInputError, VlaqError
 from vlaq_ros.policies.spec import PolicySpec
 from vlaq_ros.ros import qos
 from vlaq_ros.ros.conversions import to_nanoseconds, to_pixels, to_pose
@@ -250,8 +250,11 @@ class Inputs:
             image = to_pixels(msg)
             self._require_size(name, image)
             self._assembler.put_image(name, image, stamp_ns)
-        except ImageError as error:
+        except VlaqError as error:
             self._drop(name, str(error))
+            return
+        except Exception as error:  # decoders raise anything; no message may end the node
+            self._drop(name, f'{type(error).__name__}: {error}')
             return
         self.decode_s = time.perf_counter() - started
         self._stored(name, stamp_ns)
