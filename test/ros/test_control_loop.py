@@ -253,6 +253,29 @@ def test_a_limit_that_refuses_from_now_on_refuses_the_rest_of_the_chunk(pose_ben
     assert pose_bench.wire.sent[-1][0] == 'stop'
 
 
+def test_the_stop_repeats_the_pose_at_which_it_began(pose_bench):
+    """Each repetition was the pose measured then, so a sagging arm sank with its target."""
+    for k in range(3):
+        pose_bench.tick(k * PERIOD_NS)
+    pose_bench.senses.problem = 'front: 300 ms old, limit 250 ms'
+    for k in range(3, 6):
+        pose_bench.senses.x_m = 0.01 - 0.001 * k
+        pose_bench.tick(k * PERIOD_NS)
+    pose_bench.loop.fault('broken', 6 * PERIOD_NS)
+    pose_bench.loop.deactivate('deactivated', 7 * PERIOD_NS)
+    assert places(pose_bench, 'stop') == pytest.approx([0.007] * 5)
+
+
+def test_a_new_stop_begins_where_the_arm_is_then(pose_bench):
+    for k in range(3):
+        pose_bench.tick(k * PERIOD_NS)
+    pose_bench.loop.hold('one', 3 * PERIOD_NS)
+    pose_bench.tick(3 * PERIOD_NS)
+    pose_bench.senses.x_m = 0.005
+    pose_bench.loop.hold('another', 4 * PERIOD_NS)
+    assert places(pose_bench, 'stop') == pytest.approx([0.0, 0.005])
+
+
 def test_an_unsafe_chunk_is_not_published_and_not_executed(bench):
     for k in range(3):
         bench.tick(k * PERIOD_NS)

@@ -108,6 +108,7 @@ class ControlLoop:
         self._targets: list[PoseTarget] = []
         self._must_replan = False
         self._sent: SentTarget | None = None
+        self._stop_pose: Pose | None = None
         self._worker: Worker[Request, ActionChunk | None] = Worker(self._infer, wake, 'inference')
 
     def apply(self, config: PolicyParameters) -> None:
@@ -132,7 +133,8 @@ class ControlLoop:
         self.supervisor.deactivate(reason, now_ns)
         self._new_epoch()
         if was_active:
-            self._outputs.send_stop(self._inputs.pose(now_ns), now_ns)
+            self._send_stop(now_ns)
+        self._stop_pose = None
 
     def close(self) -> None:
         """End the worker thread; an inference that hangs is left behind."""
@@ -308,6 +310,7 @@ class ControlLoop:
         pose, shortened = approach(start, target.pose, self.limits, elapsed_s)
         self._count_limited(dict.fromkeys((*target.limited, *shortened)))
         if self.supervisor.run(now_ns):
+            self._stop_pose = None
             self._outputs.send_pose(pose, target.gripper, now_ns)
             self._sent = SentTarget(pose, now_ns, chunk.sequence, row)
 
@@ -324,9 +327,15 @@ class ControlLoop:
 
     def _repeat_stop(self, now_ns: int) -> None:
         if not self.supervisor.must_send_stop(self._steady()):
-            return
-        if self._outputs.send_stop(self._inputs.pose(now_ns), now_ns):
+            self._stop_pose = None
+        elif self._send_stop(now_ns):
             self.supervisor.stop_sent()
+
+    def _send_stop(self, now_ns: int) -> bool:
+        """Stop where the stop began: an arm that sags must not take the target with it."""
+        if self._stop_pose is None:
+            self._stop_pose = self._inputs.pose(now_ns)
+        return self._outputs.send_stop(self._stop_pose, now_ns)
 
     def _stall(self) -> str:
         """Say that the ticks, which follow the ROS clock, do not come; empty: they do."""

@@ -66,7 +66,7 @@ class Outputs:
 
     def send_stop(self, pose: Pose | None, stamp_ns: int) -> bool:
         """
-        Send the stop of this output: no velocity, or stay at the measured pose.
+        Send the stop of this output: no velocity, or stay at this measured pose.
 
         Without a measured pose nothing is sent: an older target would be a motion. Return whether
         it was sent.
