@@ -276,6 +276,22 @@ def test_a_new_stop_begins_where_the_arm_is_then(pose_bench):
     assert places(pose_bench, 'stop') == pytest.approx([0.0, 0.005])
 
 
+def test_target_poses_start_where_the_arm_was_when_it_was_seen(pose_bench):
+    """The pose was looked up when the result came; at 1 kHz it was forgotten: a fault."""
+    measured = pose_bench.senses.pose
+    pose_bench.policy.may_answer.clear()
+    pose_bench.loop.tick(0)
+    while not pose_bench.policy.observations:
+        time.sleep(0.001)
+    pose_bench.senses.pose = lambda now_ns: measured(now_ns) if now_ns > 0 else None
+    pose_bench.senses.x_m = 0.5
+    pose_bench.policy.may_answer.set()
+    pose_bench.tick(PERIOD_NS)
+    pose_bench.loop.collect(PERIOD_NS)
+    assert pose_bench.loop.supervisor.state is not ControlState.FAULT
+    assert pose_bench.loop._targets[0].pose.position[0] == pytest.approx(0.001)
+
+
 def test_an_unsafe_chunk_is_not_published_and_not_executed(bench):
     for k in range(3):
         bench.tick(k * PERIOD_NS)

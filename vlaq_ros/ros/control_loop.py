@@ -42,6 +42,13 @@ class Request:
     last_observed_ns: int | None
 
 
+class Inferred(NamedTuple):
+    """A chunk, and where the arm was at its observation; by now that pose may be forgotten."""
+
+    chunk: ActionChunk
+    start: Pose | None
+
+
 class SentTarget(NamedTuple):
     """The last target pose that was sent while moving."""
 
@@ -109,7 +116,7 @@ class ControlLoop:
         self._must_replan = False
         self._sent: SentTarget | None = None
         self._stop_pose: Pose | None = None
-        self._worker: Worker[Request, ActionChunk | None] = Worker(self._infer, wake, 'inference')
+        self._worker: Worker[Request, Inferred | None] = Worker(self._infer, wake, 'inference')
 
     def apply(self, config: PolicyParameters) -> None:
         """Use the parameters that may change while running."""
@@ -195,7 +202,7 @@ class ControlLoop:
             elif isinstance(result, Exception):
                 self._failed(result, now_ns)
             else:
-                self._accept(result, now_ns)
+                self._accept(*result, now_ns)
 
     def hold(self, reason: str, now_ns: int) -> None:
         """Stop until motion is possible again."""
@@ -225,7 +232,7 @@ class ControlLoop:
         last_observed_ns = None if chunk is None else chunk.observed_ns
         self._worker.submit(Request(now_ns, self.epoch, last_observed_ns))
 
-    def _infer(self, request: Request) -> ActionChunk | None:
+    def _infer(self, request: Request) -> Inferred | None:
         """Run the policy on the worker thread; None when there is no newer observation."""
         if request.epoch != self._policy_epoch:
             self._policy.reset()
@@ -233,15 +240,16 @@ class ControlLoop:
         observation = self._inputs.observation(request.now_ns)
         if observation.observed_ns == request.last_observed_ns:
             return None
-        return replace(self._policy.infer(observation), epoch=request.epoch)
+        start = self._inputs.pose(observation.observed_ns)
+        return Inferred(replace(self._policy.infer(observation), epoch=request.epoch), start)
 
-    def _accept(self, chunk: ActionChunk, now_ns: int) -> None:
+    def _accept(self, chunk: ActionChunk, start: Pose | None, now_ns: int) -> None:
         """Check all rows before the first one is executed."""
         self.sequence += 1
         chunk = replace(chunk, sequence=self.sequence)
         try:
             _require_finite(chunk)
-            targets = self._plan_targets(chunk)
+            targets = self._plan_targets(chunk, start)
         except UnsafeActionError as error:
             self._count_refusal(error)
             self.fault(str(error), now_ns)
@@ -254,10 +262,9 @@ class ControlLoop:
             self._must_replan = False
             self._outputs.send_chunk(chunk)
 
-    def _plan_targets(self, chunk: ActionChunk) -> list[PoseTarget]:
+    def _plan_targets(self, chunk: ActionChunk, start: Pose | None) -> list[PoseTarget]:
         if not self._outputs.wants_pose:
             return []
-        start = self._inputs.pose(chunk.observed_ns)
         if start is None:
             raise UnsafeActionError('no measured pose at the time of the observation')
         return pose_targets(chunk, start, self.limits)
