@@ -215,6 +215,21 @@ def test_streams_exactly_the_limit_apart_are_used(assembler):
     assembler.observation(NOW_MS * MS)
 
 
+def test_the_state_is_that_of_the_first_image(assembler):
+    """It was that of now: an image was refused as too far from a state that kept coming."""
+    assembler.put_instruction('push')
+    for stamp_ms in range(8000, 8121, 10):
+        assembler.put_state(np.full(2, stamp_ms), stamp_ms * MS)
+    assembler.put_image('front', image_of(1), 8025 * MS)
+    assembler.put_image('wrist', image_of(2), 8030 * MS)
+    np.testing.assert_array_equal(assembler.observation(NOW_MS * MS).state, [8020, 8020])
+
+
+def test_a_state_that_has_ended_is_stale_however_old_the_image_is(assembler):
+    fill(assembler, front_ms=8000, wrist_ms=8000, state_ms=7919)
+    assert [problem.stream for problem in refusal(assembler).problems] == ['state']
+
+
 def test_without_a_spread_limit_only_the_ages_count():
     assembler = ObservationAssembler(('front', 'wrist'), True, 200 * MS)
     fill(assembler, wrist_ms=7930)

@@ -114,3 +114,17 @@ def test_whatever_a_decoder_raises_drops_the_message(make_feed, monkeypatch, err
     feed.image('front', START_MS)
     assert feed.inputs.trouble == {'front': reason}
     assert feed.inputs.dropped == {'front': 1}
+
+
+def test_a_camera_of_10_hz_is_usable_until_its_next_image_with_the_defaults(make_feed):
+    """A spread of 0.1 s between image and newest state stopped the arm before each next image."""
+    feed = make_feed()
+    for now_ms in range(START_MS, START_MS + 500, 5):
+        feed.joints(now_ms)
+        feed.pose(now_ms, x=now_ms)
+        if (now_ms - START_MS) % 100 == 40:  # each image takes 40 ms to arrive
+            for name in ('front', 'wrist'):
+                feed.image(name, now_ms - 40)
+        if now_ms >= START_MS + 40:
+            observation = feed.inputs.observation(now_ms * MS)
+            assert observation.state[0] * MS == observation.observed_ns

@@ -239,7 +239,7 @@ def test_compressed_images_are_the_same_observation(running, fake_policy):
 
 
 def test_a_broken_image_is_dropped_and_named(running):
-    robot, node = running()
+    robot, node = running(age__image_s=0.15)
     from sensor_msgs.msg import Image
 
     def send_broken():

@@ -2,9 +2,11 @@
 The newest samples of all streams as one observation on the control clock.
 
 Each stream is held: at time t the newest sample stamped at or before t counts, as long as it is
-not too old. Ages come from header stamps, so a driver that repeats an old stamp goes stale even
-though its messages arrive. A missing or stale stream is a refusal that lists every offender:
-nothing is filled in or interpolated. The running node and the bag reader both use this code.
+not too old. The state belongs to the first image: once it is known to be fresh, the sample at or
+before the stamp of that image counts, if there is one. Ages come from header stamps, so a driver
+that repeats an old stamp goes stale even though its messages arrive. A missing or stale stream is
+a refusal that lists every offender: nothing is filled in or interpolated. The running node and the
+bag reader both use this code.
 
 After a backward jump of the clock (a looped bag, a reset simulator) call `clear`. When that clock
 can stand still, also watch `silent_for_s`, which runs on a steady clock.
@@ -254,6 +256,11 @@ class ObservationAssembler:
                 if (problem := self._problem(name, sample, now_ns)) is not None
             ]
             instruction = self._instruction
+            if STATE_STREAM in samples and not problems:
+                image_ns = samples[self._cameras[0]].stamp_ns
+                samples[STATE_STREAM] = (
+                    self._buffers[STATE_STREAM].at(image_ns) or samples[STATE_STREAM]
+                )
         if not problems:
             problems = self._spread(samples, now_ns)
         if not instruction:

@@ -99,7 +99,12 @@ class AgeParameters:
         high=60.0,
     )
     spread_s: float = parameter(
-        0.1, 'Longest time between the inputs of one observation', unit='s', low=0.0, high=60.0
+        0.25,
+        'Longest time between the inputs of one observation; the state is taken at the stamp of '
+        'the first camera. At least the period of the slowest camera',
+        unit='s',
+        low=0.0,
+        high=60.0,
     )
     silence_s: float = parameter(
         1.0,
