@@ -128,3 +128,17 @@ def test_a_camera_of_10_hz_is_usable_until_its_next_image_with_the_defaults(make
         if now_ms >= START_MS + 40:
             observation = feed.inputs.observation(now_ms * MS)
             assert observation.state[0] * MS == observation.observed_ns
+
+
+def test_a_silent_topic_is_named_while_another_one_of_the_state_arrives(make_feed, monkeypatch):
+    """Each pose put the merged state again, which hid that the joint states had ended."""
+    now_s = 100.0
+    monkeypatch.setattr(inputs.time, 'monotonic', lambda: now_s)
+    feed = make_feed(age__silence_s=1.0)
+    feed.joints(START_MS)
+    for _ in range(20):
+        feed.pose(START_MS)  # the ROS clock stands: the same stamp again and again
+        now_s += 0.1
+    assert feed.inputs.silence() == 'joint_states: nothing arrived for 2.0 s'
+    feed.joints(START_MS)
+    assert feed.inputs.silence() == ''

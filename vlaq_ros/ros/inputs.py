@@ -95,6 +95,7 @@ class Inputs:
         self._poses = _buffer_of(keep_s + age.image_s + _LONGEST_INFERENCE_S)
         self._assembler = self._make_assembler()
         self._last_stamp: dict[str, int] = {}
+        self._arrived_s: dict[str, float] = {}  # per topic: several topics make one state
         self.topics = self._subscribe()
 
     def require(self, now_ns: int) -> None:
@@ -126,9 +127,13 @@ class Inputs:
 
     def silence(self) -> str:
         """Name the streams that have been silent for too long on the steady clock; empty: none."""
-        limit_s = self._config.age.silence_s
-        silent = {n: s for n, s in self._assembler.silent_for_s().items() if s and s > limit_s}
-        texts = (f'{name}: nothing arrived for {s:.1f} s' for name, s in silent.items())
+        now_s, limit_s = time.monotonic(), self._config.age.silence_s
+        silent_s = {name: now_s - arrived_s for name, arrived_s in self._arrived_s.items()}
+        texts = (
+            self._with_trouble(name, f'{name}: nothing arrived for {s:.1f} s')
+            for name, s in silent_s.items()
+            if s > limit_s
+        )
         return '; '.join(texts)
 
     def ages_s(self, now_ns: int) -> dict[str, float | None]:
@@ -154,6 +159,7 @@ class Inputs:
     def clear(self) -> None:
         """Forget all samples; the instruction stays in force."""
         self._last_stamp.clear()
+        self._arrived_s.clear()
         self._assembler.clear()
         for buffer in (self._poses, *self._raw.values()):
             buffer.clear()
@@ -334,6 +340,7 @@ class Inputs:
     def _stored(self, stream: str, stamp_ns: int) -> None:
         self.trouble.pop(stream, None)
         self._last_stamp[stream] = stamp_ns
+        self._arrived_s[stream] = time.monotonic()
         self._on_stored()
 
     def _drop(self, stream: str, why: str) -> None:
@@ -349,8 +356,11 @@ class Inputs:
             newest = {topic: buffer.newest_stamp_ns() for topic, buffer in self._raw.items()}
             lagging = [t for t, s in newest.items() if s is None or now_ns - s > limit_ns]
             stream = ' and '.join(lagging or self._raw)
+        return self._with_trouble(stream, f'{stream}: {text}')
+
+    def _with_trouble(self, stream: str, text: str) -> str:
         why = '; '.join(self.trouble[s] for s in stream.split(' and ') if s in self.trouble)
-        return f'{stream}: {text}' + (f' ({why})' if why else '')
+        return text + (f' ({why})' if why else '')
 
 
 def _buffer_of(keep_s: float) -> StreamBuffer:
