@@ -12,6 +12,7 @@ pytest.importorskip('vlaq_ros.msg', reason='needs the built messages of vlaq_ros
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from rclpy.parameter import Parameter
+from rclpy.qos import ReliabilityPolicy
 from std_srvs.srv import Trigger
 
 from vlaq_ros.policies.bundle import SHIPPED
@@ -68,6 +69,20 @@ def test_shutdown_from_active_stops_first(graph, fake_policy, make_robot):
     graph.spin_until(lambda: robot.sent, what='stop')
     assert robot.sent[-1][1].twist.linear.x == 0.0
     assert node.lifecycle == 'finalized'
+
+
+def test_epoch_and_sequence_grow_when_the_node_is_configured_again(graph, fake_policy):
+    """They began at 0 again, and consumers dropped every chunk as an old one."""
+    node = graph.policy(fake_policy)
+    assert node.bring_up()
+    node._loop.sequence = 7
+    node._loop.reset(0)
+    epoch = node._loop.epoch
+    node.trigger_deactivate()
+    node.trigger_cleanup()
+    assert node.bring_up()
+    assert node._loop.sequence == 7
+    assert node._loop.epoch > epoch
 
 
 def test_a_missing_bundle_is_named_and_can_be_corrected(graph):
@@ -206,6 +221,28 @@ def test_a_corrected_value_lets_the_node_configure(graph, fake_policy):
 def test_a_whole_number_is_accepted_for_a_number(graph, fake_policy):
     node = graph.policy(fake_policy, command__rate_hz=50)
     assert node.bring_up(), node.failure
+
+
+def test_lockstep_set_after_a_first_configure_makes_the_inputs_reliable(graph, fake_policy):
+    """The QoS of the first configure stayed declared, so lockstep ran on lossy subscriptions."""
+    node = graph.policy(fake_policy)
+    topics = [f'/{name}' for name in ('front/image_raw', 'ee_pose', 'joint_states')]
+
+    def reliability():
+        infos = [node.get_subscriptions_info_by_topic(topic) for topic in topics]
+        return {info.qos_profile.reliability for (info,) in infos}
+
+    assert node.bring_up(), node.failure
+    assert reliability() == {ReliabilityPolicy.BEST_EFFORT}
+    for is_lockstep, expected in (
+        (True, ReliabilityPolicy.RELIABLE),
+        (False, ReliabilityPolicy.BEST_EFFORT),
+    ):
+        node.trigger_deactivate()
+        node.trigger_cleanup()
+        assert set_one(node, 'lockstep', is_lockstep).successful
+        assert node.bring_up(), node.failure
+        graph.spin_until(lambda: reliability() == {expected}, what='QoS')
 
 
 def test_limits_change_while_active_and_a_bad_change_leaves_the_old_ones(graph, fake_policy):

@@ -70,6 +70,8 @@ class ControlLoop:
         wake: Makes the executor thread call `collect`; called on the worker thread.
         steady: Returns seconds of a clock that never stops or jumps.
         is_simulated_time: Whether ticks come as slowly as a simulator computes.
+        epoch: Last epoch of the node's earlier loops; this one goes on from there.
+        sequence: Last chunk of the node's earlier loops.
 
     Attributes:
         supervisor: Whether the arm may move, and why not.
@@ -91,6 +93,8 @@ class ControlLoop:
         wake: Callable[[], None],
         steady: Callable[[], float] = time.monotonic,
         is_simulated_time: bool = False,
+        epoch: int = 0,
+        sequence: int = 0,
     ) -> None:
         spec = policy.spec
         self.supervisor = Supervisor(config.stop_repeat_s)
@@ -99,10 +103,10 @@ class ControlLoop:
         self.counts: Counter[str] = Counter()
         self.limits = config.limits.to_limits()
         self.last_error = ''
-        self.sequence = 0
-        self.epoch = 0
+        self.sequence = sequence
+        self.epoch = epoch
         self._policy = policy
-        self._policy_epoch = 0
+        self._policy_epoch: int | None = None
         self._config = config
         self._inputs = inputs
         self._outputs = outputs

@@ -62,6 +62,7 @@ class PolicyNode(ManagedNode):
         self._self_test: tuple[bool | None, str] = (None, 'not run')
         self._timers_while_active: list = []
         self._commands_before = 0
+        self._epoch = self._sequence = 0  # of the last loop: they grow as long as the node lives
         self._settings = NodeParameters(
             self,
             PolicyParameters,
@@ -122,6 +123,8 @@ class PolicyNode(ManagedNode):
             self._outputs,
             self._wake.trigger,
             is_simulated_time=self.get_parameter('use_sim_time').value,
+            epoch=self._epoch,
+            sequence=self._sequence,
         )
         self._precision_pub.publish(
             precision_message(
@@ -156,6 +159,8 @@ class PolicyNode(ManagedNode):
 
     def tear_down(self) -> None:
         """Release the policy and disconnect."""
+        if self._loop is not None:
+            self._epoch, self._sequence = self._loop.epoch, self._loop.sequence
         for part in (self._loop, self._inputs, self._outputs):
             if part is not None:
                 part.close()
@@ -270,7 +275,8 @@ class PolicyNode(ManagedNode):
 
     def _announce(self) -> None:
         if self._loop is None:
-            msg = policy_status.unloaded(self.failure or self.lifecycle)
+            reason = self.failure or self.lifecycle
+            msg = policy_status.unloaded(reason, self._epoch, self._sequence)
         else:
             name = self._policy.spec.name
             msg = policy_status.loaded(self._loop, self._inputs, name, self._bundle_hash)

@@ -50,9 +50,9 @@ class StatusAnnouncer:
             self._logger.info(f'moving: {msg.instruction!r}', throttle_duration_sec=_LOG_PERIOD_S)
 
 
-def unloaded(reason: str) -> PolicyStatus:
-    """Return the status of a node without a policy."""
-    return PolicyStatus(state=PolicyStatus.INACTIVE, reason=reason)
+def unloaded(reason: str, epoch: int, sequence: int) -> PolicyStatus:
+    """Return the status of a node without a policy, and the last epoch and chunk it had."""
+    return PolicyStatus(state=PolicyStatus.INACTIVE, reason=reason, epoch=epoch, sequence=sequence)
 
 
 def loaded(loop: ControlLoop, inputs: Inputs, bundle: str, bundle_hash: str) -> PolicyStatus:
