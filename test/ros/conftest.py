@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from vlaq_ros.errors import PolicyError
 from vlaq_ros.policies.base import MemoryReport, SelfTestReport
 from vlaq_ros.policies.spec import CameraSpec, PolicySpec, PromptSpec, StateSpec
 from vlaq_ros.types import ActionChunk, ActionSpec
@@ -57,6 +58,7 @@ class FakePolicy:
         self.precision, self.head = 'fp32', 'flow'
         self.observations = []
         self.resets = 0
+        self.unknown = ()
         self.error = None
         self.change = lambda actions: actions
         self.may_answer = threading.Event()
@@ -66,6 +68,10 @@ class FakePolicy:
 
     def reset(self):
         self.resets += 1
+
+    def check_instruction(self, instruction):
+        if instruction in self.unknown:
+            raise PolicyError(f'{instruction!r} has words the policy does not know')
 
     def infer(self, observation):
         self.observations.append(observation)

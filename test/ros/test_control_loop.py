@@ -292,6 +292,30 @@ def test_target_poses_start_where_the_arm_was_when_it_was_seen(pose_bench):
     assert pose_bench.loop._targets[0].pose.position[0] == pytest.approx(0.001)
 
 
+def test_a_sentence_the_policy_refuses_stops_at_once_and_is_no_failed_inference(bench):
+    """The old motion went on while inferences failed one by one, up to a fault."""
+    for k in range(3):
+        bench.tick(k * PERIOD_NS)
+    bench.wire.sent.clear()
+    epoch, bench.policy.unknown = bench.loop.epoch, ('fly',)
+    bench.senses.instruction = 'fly'
+    bench.loop.instruction_changed(2 * PERIOD_NS)
+    assert bench.wire.sent == [('stop', 2 * PERIOD_NS)]
+    assert bench.loop.epoch == epoch + 1
+    asked = len(bench.policy.observations)
+    for k in range(3, 30):
+        bench.tick(k * PERIOD_NS)
+    assert bench.loop.supervisor.state is ControlState.HOLDING
+    assert bench.loop.supervisor.reason.startswith("instruction refused: 'fly' has words")
+    assert len(bench.policy.observations) == asked
+    assert bench.loop.counts['failed inferences'] == 0
+    bench.senses.instruction = 'close'
+    bench.loop.instruction_changed(29 * PERIOD_NS)
+    for k in range(30, 33):
+        bench.tick(k * PERIOD_NS)
+    assert bench.wire.sent[-1][0] == 'move'
+
+
 def test_an_unsafe_chunk_is_not_published_and_not_executed(bench):
     for k in range(3):
         bench.tick(k * PERIOD_NS)

@@ -79,6 +79,24 @@ def test_without_a_sentence_there_is_no_answer_and_the_waiting_stamp_is_answered
     robot.graph.spin_until(lambda: stamps(robot, 'twist') == [robot.now_ns], what='answer')
 
 
+def test_a_refused_sentence_gets_no_answer_and_the_next_one_does(lockstep, fake_policy):
+    """It was handed to the policy again and again until there were too many failures."""
+    robot, node = lockstep
+    fake_policy.unknown = ('fly',)
+    robot.say('fly')
+    robot.now_ns += PERIOD_NS
+    robot.sense()
+    robot.tell_time()
+    robot.graph.spin_until(
+        lambda: robot.statuses[-1].reason.startswith('instruction refused'), what='reason'
+    )
+    assert robot.sent == []
+    assert fake_policy.observations == []
+    robot.say('open')
+    robot.graph.spin_until(lambda: stamps(robot, 'twist') == [robot.now_ns], what='answer')
+    assert node._loop.counts['failed inferences'] == 0
+
+
 def test_an_incomplete_observation_is_not_answered(lockstep):
     robot, _ = lockstep
     robot.say('open')

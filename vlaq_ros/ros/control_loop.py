@@ -19,7 +19,7 @@ from vlaq_ros.control.commands import to_command
 from vlaq_ros.control.latency import LatencyWindow
 from vlaq_ros.control.limits import RefusedCommandError
 from vlaq_ros.control.supervisor import ControlState, Supervisor
-from vlaq_ros.errors import StaleChunkError, StaleInputError, UnsafeActionError
+from vlaq_ros.errors import PolicyError, StaleChunkError, StaleInputError, UnsafeActionError
 from vlaq_ros.policies.base import Policy
 from vlaq_ros.ros.inputs import Inputs
 from vlaq_ros.ros.outputs import Outputs
@@ -80,6 +80,7 @@ class ControlLoop:
         counts: Refusals, clamps, failed inferences and dropped results, by reason.
         limits: The check before every command.
         last_error: Text of the last failed inference.
+        instruction_problem: Why the sentence in force cannot be followed; empty: it can.
         sequence: Chunks produced.
         epoch: Grows with every reset; results of an earlier epoch are dropped.
     """
@@ -103,6 +104,7 @@ class ControlLoop:
         self.counts: Counter[str] = Counter()
         self.limits = config.limits.to_limits()
         self.last_error = ''
+        self.instruction_problem = NO_INSTRUCTION
         self.sequence = sequence
         self.epoch = epoch
         self._policy = policy
@@ -133,6 +135,7 @@ class ControlLoop:
         """Begin: wait for the first complete observation."""
         self._inputs.clear()
         self._inputs.enabled = True
+        self.instruction_problem = self._why_no_instruction()
         self._ticked_s = self._steady()
         self.supervisor.activate(now_ns)
         self._new_epoch()
@@ -163,10 +166,11 @@ class ControlLoop:
         self._inputs.forget(now_ns)
         self._start_over('the clock was changed', now_ns)
 
-    def instruction_changed(self) -> None:
-        """Follow the new sentence from the next inference on; an empty one stops at once."""
-        if not self._inputs.instruction:
-            self._new_epoch()
+    def instruction_changed(self, now_ns: int) -> None:
+        """Follow the new sentence from the next inference on; stop at once when that cannot be."""
+        self.instruction_problem = self._why_no_instruction()
+        if self.instruction_problem:
+            self._start_over(self.instruction_problem, now_ns)
 
     def tick(self, now_ns: int) -> None:
         """Run once per command period."""
@@ -219,12 +223,22 @@ class ControlLoop:
         self._repeat_stop(now_ns)
 
     def _require_inputs(self, now_ns: int) -> None:
-        if not self._inputs.instruction:
-            raise StaleInputError(NO_INSTRUCTION)
+        if self.instruction_problem:
+            raise StaleInputError(self.instruction_problem)
         silence = self._inputs.silence()
         if silence:
             raise StaleInputError(silence)
         self._inputs.require(now_ns)
+
+    def _why_no_instruction(self) -> str:
+        """Say why the sentence in force cannot be followed; empty: it can."""
+        if not self._inputs.instruction:
+            return NO_INSTRUCTION
+        try:
+            self._policy.check_instruction(self._inputs.instruction)
+        except PolicyError as error:
+            return f'instruction refused: {error}'
+        return ''
 
     def _ask_for_inference(self, now_ns: int) -> None:
         is_wanted = self._config.replan == 'continuous' or self.player.needs_inference(now_ns)

@@ -8,7 +8,7 @@ answer, and the simulator reports it.
 
 from vlaq_ros.control.supervisor import ControlState
 from vlaq_ros.errors import UnsafeActionError
-from vlaq_ros.ros.control_loop import NO_INSTRUCTION, ControlLoop
+from vlaq_ros.ros.control_loop import ControlLoop
 
 
 class LockstepLoop(ControlLoop):
@@ -24,8 +24,8 @@ class LockstepLoop(ControlLoop):
             return
         if self._answered_ns is not None and now_ns <= self._answered_ns:
             return
-        if not self._inputs.instruction:
-            self.hold(NO_INSTRUCTION, now_ns)
+        if self.instruction_problem:
+            self.hold(self.instruction_problem, now_ns)
         elif not self._outputs.has_listeners():
             self.hold('nobody listens to the commands yet', now_ns)
         elif not self.player.needs_inference(now_ns):
@@ -34,9 +34,9 @@ class LockstepLoop(ControlLoop):
             self._asked = (now_ns, self.epoch)
             self._submit(now_ns)
 
-    def instruction_changed(self) -> None:
+    def instruction_changed(self, now_ns: int) -> None:
         """Follow the new sentence; the observation that waited for one is answered now."""
-        super().instruction_changed()
+        super().instruction_changed(now_ns)
         self.stored()
 
     def clock_went_back(self, now_ns: int) -> None:

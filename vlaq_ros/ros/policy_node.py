@@ -188,7 +188,7 @@ class PolicyNode(ManagedNode):
 
     def _on_instruction(self) -> None:
         if self._loop is not None:
-            self._loop.instruction_changed()
+            self._loop.instruction_changed(self._now_ns())
         self._announce()
 
     def _on_inference_done(self) -> None:
