@@ -228,21 +228,22 @@ def test_lockstep_set_after_a_first_configure_makes_the_inputs_reliable(graph, f
     node = graph.policy(fake_policy)
     topics = [f'/{name}' for name in ('front/image_raw', 'ee_pose', 'joint_states')]
 
-    def reliability():
-        infos = [node.get_subscriptions_info_by_topic(topic) for topic in topics]
-        return {info.qos_profile.reliability for (info,) in infos}
+    def has_all(reliability):
+        infos = [info for t in topics for info in node.get_subscriptions_info_by_topic(t)]
+        return [info.qos_profile.reliability for info in infos] == [reliability] * len(topics)
 
     assert node.bring_up(), node.failure
-    assert reliability() == {ReliabilityPolicy.BEST_EFFORT}
-    for is_lockstep, expected in (
-        (True, ReliabilityPolicy.RELIABLE),
-        (False, ReliabilityPolicy.BEST_EFFORT),
-    ):
-        node.trigger_deactivate()
-        node.trigger_cleanup()
-        assert set_one(node, 'lockstep', is_lockstep).successful
-        assert node.bring_up(), node.failure
-        graph.spin_until(lambda: reliability() == {expected}, what='QoS')
+    graph.spin_until(lambda: has_all(ReliabilityPolicy.BEST_EFFORT), what='best effort')
+    node.trigger_deactivate()
+    node.trigger_cleanup()
+    assert set_one(node, 'lockstep', True).successful
+    assert node.bring_up(), node.failure
+    graph.spin_until(lambda: has_all(ReliabilityPolicy.RELIABLE), what='reliable')
+    node.trigger_deactivate()
+    node.trigger_cleanup()
+    assert set_one(node, 'lockstep', False).successful
+    assert node.bring_up(), node.failure
+    graph.spin_until(lambda: has_all(ReliabilityPolicy.BEST_EFFORT), what='best effort again')
 
 
 def test_limits_change_while_active_and_a_bad_change_leaves_the_old_ones(graph, fake_policy):
@@ -284,6 +285,23 @@ def test_the_services_explain_when_they_cannot_act(graph, fake_policy):
     answer = graph.call(caller, Trigger, 'policy/self_test')
     assert not answer.success
     assert answer.message.startswith('refused while active: deactivate first.')
+
+
+def test_the_self_test_waits_for_the_last_inference(graph, fake_policy):
+    """Right after deactivation two threads used the policy at once."""
+    node = graph.policy(fake_policy)
+    assert node.bring_up()
+    caller = graph.node('caller')
+    fake_policy.may_answer.clear()
+    node._loop._worker._work = lambda request: fake_policy.may_answer.wait(20.0)
+    node._loop._submit(0)
+    node.trigger_deactivate()
+    answer = graph.call(caller, Trigger, 'policy/self_test')
+    assert not answer.success
+    assert answer.message.startswith('refused while the last inference still runs')
+    fake_policy.may_answer.set()
+    graph.spin_until(lambda: not node._loop.is_inferring, what='the end of the inference')
+    assert graph.call(caller, Trigger, 'policy/self_test').success
 
 
 def test_the_status_names_bundle_and_hash_for_late_joiners(graph, fake_policy, make_robot):

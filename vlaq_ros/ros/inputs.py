@@ -234,9 +234,11 @@ class Inputs:
         # A plain publisher never matches the latched request: that is no problem to report.
         events = qos.SubscriptionEventCallbacks(
             incompatible_qos=(lambda event: None)
-            if entity_id
+            if profile is qos.LATCHED_INSTRUCTION_IN
             else partial(self._on_incompatible_qos, resolved)
         )
+        if profile is qos.LOCKSTEP_IN:  # else what an earlier configuration declared would count
+            entity_id = 'lockstep'
         subscription = self._node.create_subscription(
             message_type,
             topic,

@@ -4,7 +4,9 @@ QoS by purpose: one named profile per kind of stream, with the reason for it.
 A best-effort publisher never reaches a reliable subscriber, and a volatile publisher never reaches
 a subscriber that asks for latched samples. So subscribers here ask for as little as their purpose
 allows. Where `overridable` is used, history, depth and reliability can be changed from a parameter
-file under `qos_overrides.<topic>.<publisher|subscription>`.
+file under `qos_overrides.<topic>.<publisher|subscription>`. rclpy declares these parameters once,
+with the first profile as default, and keeps them: another profile for the same topic needs an id,
+which is appended to the name (`subscription_lockstep`, `subscription_latched`).
 """
 
 from copy import copy
