@@ -136,6 +136,23 @@ def test_a_change_is_applied_after_it_is_stored_and_a_refused_one_never(graph):
     assert parameters.read().inner.speed == 0.5
 
 
+def test_values_that_belong_together_can_be_changed_one_by_one_before_configure(graph):
+    """The first of two coupled values was refused, since it did not fit the other one yet."""
+    from rclpy.parameter import Parameter
+
+    node = graph.node('n')
+    parameters = NodeParameters(node, PolicyParameters)
+    (result,) = node.set_parameters([Parameter('state.sources', value=['ee_pose.x'])])
+    assert result.successful, result.reason
+    with pytest.raises(ConfigError, match="'state.scales' has 4 values for 1 'state.sources'"):
+        parameters.read()
+    (refused,) = node.set_parameters([Parameter('age.image_s', value=-1.0)])
+    assert not refused.successful
+    (result,) = node.set_parameters([Parameter('state.scales', value=[2.0])])
+    assert result.successful, result.reason
+    assert parameters.read().state.scales == (2.0,)
+
+
 def test_without_post_set_callbacks_a_change_is_applied_on_the_next_spin(graph, monkeypatch):
     from rclpy.node import Node
     from rclpy.parameter import Parameter

@@ -7,7 +7,8 @@ and is what the node reads. A bad value in a parameter file does not end the pro
 stays declared, and `read` refuses with the list of all problems until the value is corrected.
 
 Changes have two phases. The validator decides and touches nothing; the change is applied after all
-values are stored.
+values are stored. Values that contradict each other are refused while the node is configured;
+before, each value is checked alone, and `read` compares them.
 """
 
 import math
@@ -140,18 +141,24 @@ def build(config_type: type[Config], values: dict[str, Any]) -> Config:
     Raises:
         ConfigError: Any value is refused or the values contradict each other; all are listed.
     """
-    checked, problems = {}, []
-    for row in table(config_type):
-        try:
-            checked[row.name] = row.check(values.get(row.name, row.default))
-        except ConfigError as error:
-            problems.append(str(error))
+    checked, problems = _check_each(config_type, values)
     if not problems:
         config = _nest(config_type, checked)
         problems = list(getattr(config, 'contradictions', tuple)())
         if not problems:
             return config
     raise ConfigError('\n'.join(problems))
+
+
+def _check_each(config_type: type, values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return the values in the types of the table, and what is wrong with single ones."""
+    checked, problems = {}, []
+    for row in table(config_type):
+        try:
+            checked[row.name] = row.check(values.get(row.name, row.default))
+        except ConfigError as error:
+            problems.append(str(error))
+    return checked, problems
 
 
 def _nest(config_type: type[Config], values: dict[str, Any], prefix: str = '') -> Config:
@@ -259,9 +266,12 @@ class NodeParameters(Generic[Config]):
             for name in new
             if self._is_configured() and self._rows[name].applies is Applies.CONFIGURE
         ]
+        values = {**self._values(), **new}
         try:
-            config = build(self._type, {**self._values(), **new})
-            problems += self._check(config) if self._is_configured() else ()
+            if self._is_configured():
+                problems += self._check(build(self._type, values))
+            else:  # values that belong together are changed one by one: `read` compares them
+                problems += _check_each(self._type, values)[1]
         except ConfigError as error:
             problems.append(str(error))
         if not problems and new and not hasattr(self._node, 'add_post_set_parameters_callback'):
