@@ -124,6 +124,11 @@ class ControlLoop:
         self._stop_pose: Pose | None = None
         self._worker: Worker[Request, Inferred | None] = Worker(self._infer, wake, 'inference')
 
+    @property
+    def is_inferring(self) -> bool:
+        """Whether the policy is in use on the worker thread, be it for a result to be dropped."""
+        return self._worker.is_busy
+
     def apply(self, config: PolicyParameters) -> None:
         """Use the parameters that may change while running."""
         limits = config.limits.to_limits()

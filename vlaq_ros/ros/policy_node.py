@@ -231,7 +231,11 @@ class PolicyNode(ManagedNode):
     def _on_self_test(
         self, request: Trigger.Request, response: Trigger.Response
     ) -> Trigger.Response:
-        if self.lifecycle == 'inactive':
+        if self.lifecycle == 'inactive' and self._loop.is_inferring:
+            response.message = (
+                'refused while the last inference still runs: call again when it has ended'
+            )
+        elif self.lifecycle == 'inactive':
             self._test_policy(is_required=False)
             response.success = bool(self._self_test[0])
             response.message = self._self_test[1]
