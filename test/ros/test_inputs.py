@@ -8,9 +8,10 @@ pytest.importorskip('vlaq_ros.msg', reason='needs the built messages of vlaq_ros
 import numpy as np
 from geometry_msgs.msg import PoseStamped
 from sensor_msgs.msg import Image, JointState
+from std_msgs.msg import String
 
 from vlaq_ros.errors import MissingDependencyError, StaleInputError
-from vlaq_ros.ros import inputs
+from vlaq_ros.ros import inputs, qos
 from vlaq_ros.ros.conversions import to_stamp
 from vlaq_ros.ros.inputs import Inputs
 from vlaq_ros.ros.parameters import build
@@ -142,3 +143,23 @@ def test_a_silent_topic_is_named_while_another_one_of_the_state_arrives(make_fee
     assert feed.inputs.silence() == 'joint_states: nothing arrived for 2.0 s'
     feed.joints(START_MS)
     assert feed.inputs.silence() == ''
+
+
+def test_an_old_latched_sentence_does_not_replace_a_newer_stop(graph, make_feed, monkeypatch):
+    """A latched sentence that was delivered late, or again, moved the arm after a stop."""
+    monkeypatch.setattr(inputs, '_LOOK_FOR_LATCHED_S', 3600.0)
+    latched = graph.node('operator').create_publisher(String, 'instruction', qos.LATCHED)
+    latched.publish(String(data='open'))
+    seen = make_feed().inputs
+    plain = graph.node('joystick').create_publisher(String, 'instruction', 1)
+    graph.spin_until(lambda: plain.get_subscription_count() == 1, what='discovery')
+    plain.publish(String(data='close'))
+    graph.spin_until(lambda: seen.instruction == 'close', what='sentence')
+    plain.publish(String(data=''))
+    graph.spin_until(lambda: seen.instruction == '', what='stop')
+    seen._look_for_latched()
+    graph.spin_until(lambda: latched.get_subscription_count() == 2, what='latched subscription')
+    graph.spin_for(0.5)
+    assert (seen.instruction, seen.instruction_count) == ('', 1)
+    latched.publish(String(data='open'))  # a new one counts
+    graph.spin_until(lambda: seen.instruction == 'open', what='new sentence')

@@ -96,6 +96,7 @@ class Inputs:
         self._assembler = self._make_assembler()
         self._last_stamp: dict[str, int] = {}
         self._arrived_s: dict[str, float] = {}  # per topic: several topics make one state
+        self._last_text_ns: int | None = None  # when the newest sentence so far was sent
         self.topics = self._subscribe()
 
     def require(self, now_ns: int) -> None:
@@ -219,7 +220,8 @@ class Inputs:
             if info.qos_profile.durability == DurabilityPolicy.TRANSIENT_LOCAL:
                 self._latched_timer.cancel()
                 profile = qos.LATCHED_INSTRUCTION_IN
-                self._add(String, INSTRUCTION_TOPIC, self._on_text, profile, 'latched')
+                callback = self._on_latched_text
+                self._add(String, INSTRUCTION_TOPIC, callback, profile, 'latched')
                 return
 
     def _add(
@@ -324,7 +326,13 @@ class Inputs:
         values = [known[source] * scale for source, scale in zip(state.sources, state.scales)]
         self._assembler.put_state(np.array(values), min(sample.stamp_ns for sample in samples))
 
-    def _on_text(self, msg: String) -> None:
+    def _on_latched_text(self, msg: String, info: dict[str, int]) -> None:
+        """Follow a latched sentence, unless it was sent before one that is known already."""
+        if self._last_text_ns is None or info['source_timestamp'] > self._last_text_ns:
+            self._on_text(msg, info)
+
+    def _on_text(self, msg: String, info: dict[str, int]) -> None:
+        self._last_text_ns = max(self._last_text_ns or 0, info['source_timestamp'])
         text = msg.data.strip()
         if text == self.instruction:
             return
