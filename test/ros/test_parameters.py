@@ -68,6 +68,14 @@ def test_the_shipped_file_names_unit_and_bounds_of_every_parameter():
         assert all(choice in note for choice in row.choices)
 
 
+def test_the_speed_limit_says_that_its_default_suits_the_simulated_arm_only():
+    """It looked like a limit for any arm: 1.4 m/s are sqrt(3) times the 0.8 m/s of an axis."""
+    row = {row.name: row for row in table(PolicyParameters)}['limits.max_linear_speed']
+    assert row.default >= 3**0.5 * 0.8
+    assert 'less for a real one' in row.descriptor().description
+    assert 'less for a real one' in FILE.read_text()
+
+
 def test_defaults_are_valid_and_nothing_given_changes_nothing():
     assert build(PolicyParameters, {}) == PolicyParameters()
     assert build(Outer, {}) == Outer()

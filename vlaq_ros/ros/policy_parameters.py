@@ -122,7 +122,8 @@ class LimitParameters:
 
     max_linear_speed: float = parameter(
         1.4,
-        'Highest linear speed of the end effector',
+        'Highest linear speed of the end effector. The default is the diagonal of the simulated '
+        'arm, 0.8 m/s on each axis: set much less for a real one',
         unit='m/s',
         low=1e-4,
         high=100.0,
