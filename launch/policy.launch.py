@@ -40,6 +40,8 @@ PARAMETERS = {
     'lockstep': ('lockstep', bool, 'true: answer a simulator that waits'),
     'use_sim_time': ('use_sim_time', bool, 'true: time comes from /clock'),
 }
+# Whatever params_file says: two drivers of the same transitions would make one of them fail.
+DRIVEN_FROM_HERE = {'autostart': False}
 # Launch argument -> topic of the node. Empty: the name of the topic itself.
 TOPICS = {
     'instruction_topic': 'instruction',
@@ -98,7 +100,7 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         executable='policy_node',
         name=value('node_name'),
         namespace=value('namespace'),
-        parameters=[value('params_file'), overrides(context)],
+        parameters=[value('params_file'), {**overrides(context), **DRIVEN_FROM_HERE}],
         remappings=remappings(context),
         ros_arguments=['--log-level', value('log_level')],
         respawn=is_true(value('respawn')),

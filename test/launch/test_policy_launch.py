@@ -77,6 +77,16 @@ def test_a_malformed_argument_is_refused(launch_file, arguments, message):
         _ = launch_file.remappings(given), launch_file.overrides(given)
 
 
+def test_the_node_does_not_drive_its_transitions_too(launch_file, monkeypatch):
+    """With `autostart: true` in params_file node and launch file both configured it."""
+    made = {}
+    monkeypatch.setattr(launch_file, 'LifecycleNode', lambda **kwargs: made.update(kwargs))
+    launch_file.start(
+        context(launch_file, autostart='false', respawn='false', params_file='mine.yaml')
+    )
+    assert made['parameters'] == ['mine.yaml', {'autostart': False}]
+
+
 def test_the_node_comes_up_as_told_and_ends_cleanly_on_ctrl_c(ros_domain, tmp_path):
     pytest.importorskip('ros2launch', reason='needs the ros2 launch command')
     try:
