@@ -304,6 +304,43 @@ def test_the_self_test_waits_for_the_last_inference(graph, fake_policy):
     assert graph.call(caller, Trigger, 'policy/self_test').success
 
 
+def test_the_status_is_never_without_a_time(graph, fake_policy, make_robot):
+    """Without a policy, and before the first activation, the stamp was zero."""
+    robot = make_robot()
+    node = graph.policy(fake_policy, use_sim_time=False)
+    graph.spin_until(lambda: robot.statuses, what='status')
+    node.trigger_configure()
+    graph.spin_until(lambda: robot.statuses[-1].bundle == 'fake', what='status when configured')
+    assert all(status.header.stamp.sec > 0 for status in robot.statuses)
+
+
+def test_the_command_rate_begins_anew_when_the_node_is_configured_again(graph, fake_policy):
+    """The first rate after it was that of the new publishers less all that were sent before."""
+    node = graph.policy(fake_policy)
+    node._commands_before = 1000
+    assert node.bring_up()
+    assert node._commands_before == 0
+
+
+def test_a_timer_that_was_ready_when_the_node_was_torn_down_does_nothing(graph, fake_policy):
+    """The tick used the loop that was gone, and the exception ended the node."""
+    node = graph.policy(fake_policy)
+    node._on_tick()
+    node._on_watch()
+
+
+def test_the_latched_status_keeps_up_with_the_sequence_while_active(
+    graph, fake_policy, make_robot
+):
+    """It was published on changes of state only and kept the sequence of then for ever."""
+    robot = make_robot()
+    node = graph.policy(fake_policy)
+    assert node.bring_up()
+    graph.spin_until(lambda: robot.state == PolicyStatus.WAITING, what='status')
+    node._loop.sequence = 7
+    graph.spin_until(lambda: robot.statuses[-1].sequence == 7, timeout_s=5.0, what='sequence')
+
+
 def test_the_status_names_bundle_and_hash_for_late_joiners(graph, fake_policy, make_robot):
     node = graph.policy(fake_policy)
     assert node.bring_up()

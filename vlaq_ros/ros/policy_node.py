@@ -126,6 +126,8 @@ class PolicyNode(ManagedNode):
             epoch=self._epoch,
             sequence=self._sequence,
         )
+        self._loop.supervisor.since_ns = self._now_ns()
+        self._commands_before = 0
         self._precision_pub.publish(
             precision_message(
                 policy.precision, PRECISIONS, policy.memory(), 'configured', self._now_ns()
@@ -197,10 +199,13 @@ class PolicyNode(ManagedNode):
             self._announce()
 
     def _on_tick(self) -> None:
-        self._loop.tick(self._now_ns())
-        self._announce()
+        if self._loop is not None:
+            self._loop.tick(self._now_ns())
+            self._announce()
 
     def _on_watch(self) -> None:
+        if self._loop is None:
+            return
         now_ns = self._now_ns()
         if now_ns == 0 and self.get_parameter('use_sim_time').value:
             self._loop.hold('no time received on /clock (use_sim_time is true)', now_ns)
@@ -280,7 +285,7 @@ class PolicyNode(ManagedNode):
     def _announce(self) -> None:
         if self._loop is None:
             reason = self.failure or self.lifecycle
-            msg = policy_status.unloaded(reason, self._epoch, self._sequence)
+            msg = policy_status.unloaded(reason, self._epoch, self._sequence, self._now_ns())
         else:
             name = self._policy.spec.name
             msg = policy_status.loaded(self._loop, self._inputs, name, self._bundle_hash)

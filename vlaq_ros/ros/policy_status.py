@@ -2,7 +2,8 @@
 ~/status and its log: what the policy node is doing, told on the edge and never per tick.
 
 A change of state, sentence or epoch is published at once. The reason of a hold changes with every
-tick (it names ages), so a reason alone is published at most once a second.
+tick (it names ages), so a reason alone is published at most once a second. While active the status
+is published once a second anyway: late joiners shall not get a sequence of long ago.
 """
 
 import time
@@ -16,7 +17,7 @@ from vlaq_ros.ros.conversions import to_stamp
 from vlaq_ros.ros.inputs import Inputs
 from vlaq_ros.ros.interfaces import PolicyStatus
 
-_REASON_PERIOD_S = 1.0
+_REPEAT_PERIOD_S = 1.0
 _LOG_PERIOD_S = 2.0  # an arm that stops and goes would fill the log; ~/status has every change
 
 
@@ -30,10 +31,11 @@ class StatusAnnouncer:
         self._published_s = 0.0
 
     def announce(self, msg: PolicyStatus) -> None:
-        """Publish when something changed."""
+        """Publish when something changed, and once a second while active."""
         if _essence(msg) == _essence(self._last):
-            is_recent = time.monotonic() - self._published_s < _REASON_PERIOD_S
-            if is_recent or msg.reason == self._last.reason:
+            is_recent = time.monotonic() - self._published_s < _REPEAT_PERIOD_S
+            is_same = msg.state == ControlState.INACTIVE and msg.reason == self._last.reason
+            if is_recent or is_same:
                 return
         if msg.state != self._last.state:
             self._log(msg)
@@ -50,9 +52,11 @@ class StatusAnnouncer:
             self._logger.info(f'moving: {msg.instruction!r}', throttle_duration_sec=_LOG_PERIOD_S)
 
 
-def unloaded(reason: str, epoch: int, sequence: int) -> PolicyStatus:
+def unloaded(reason: str, epoch: int, sequence: int, now_ns: int) -> PolicyStatus:
     """Return the status of a node without a policy, and the last epoch and chunk it had."""
-    return PolicyStatus(state=PolicyStatus.INACTIVE, reason=reason, epoch=epoch, sequence=sequence)
+    msg = PolicyStatus(state=PolicyStatus.INACTIVE, reason=reason, epoch=epoch, sequence=sequence)
+    msg.header.stamp = to_stamp(now_ns)
+    return msg
 
 
 def loaded(loop: ControlLoop, inputs: Inputs, bundle: str, bundle_hash: str) -> PolicyStatus:
