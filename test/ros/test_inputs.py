@@ -92,6 +92,8 @@ def test_an_image_of_another_size_is_dropped_and_both_sizes_are_named(make_feed)
         'the policy expects 6 x 8 px: resize them before)'
     )
     assert feed.inputs.dropped == {'front': 1}
+    (missing,) = feed.inputs.missing()  # what lockstep shows: it said only `front`
+    assert missing.startswith("front (camera 'front' sends images of 64 x 48 px")
     feed.image('front', START_MS)
     feed.inputs.require(START_MS * MS)
 

@@ -148,8 +148,8 @@ class Inputs:
         return next(iter(self._last_stamp.values()))
 
     def missing(self) -> list[str]:
-        """Return the streams of which no sample was received."""
-        return [name for name in self._streams if name not in self._last_stamp]
+        """Return the streams of which nothing usable was received, with the reason if known."""
+        return [self._with_trouble(n, n) for n in self._streams if n not in self._last_stamp]
 
     def forget(self, now_ns: int) -> None:
         """Forget all samples, after the clock was set back to `now_ns`."""
