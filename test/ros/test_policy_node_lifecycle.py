@@ -336,7 +336,9 @@ def test_the_latched_status_keeps_up_with_the_sequence_while_active(
     robot = make_robot()
     node = graph.policy(fake_policy)
     assert node.bring_up()
-    graph.spin_until(lambda: robot.state == PolicyStatus.WAITING, what='status')
+    graph.spin_until(
+        lambda: robot.statuses and '/clock' in robot.statuses[-1].reason, what='lasting reason'
+    )
     node._loop.sequence = 7
     graph.spin_until(lambda: robot.statuses[-1].sequence == 7, timeout_s=5.0, what='sequence')
 
