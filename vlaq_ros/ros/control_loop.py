@@ -264,6 +264,8 @@ class ControlLoop:
         if observation.observed_ns == request.last_observed_ns:
             return None
         start = self._inputs.pose(observation.observed_ns)
+        if start is None and self._outputs.wants_pose:
+            raise StaleInputError('no measured pose at the time of the observation')
         return Inferred(replace(self._policy.infer(observation), epoch=request.epoch), start)
 
     def _accept(self, chunk: ActionChunk, start: Pose | None, now_ns: int) -> None:
