@@ -29,6 +29,14 @@ class ImageError(VlaqError):
     """An image message cannot be decoded."""
 
 
+class MessageError(VlaqError):
+    """A message was received or read that cannot be used."""
+
+
+class BagError(VlaqError):
+    """A bag is missing, unreadable, or does not hold what it is read for."""
+
+
 class StaleInputError(VlaqError):
     """A required input stream is missing or older than its age limit."""
 

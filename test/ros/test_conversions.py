@@ -116,7 +116,7 @@ def test_a_working_cv_bridge_is_used_for_plain_encodings_only(monkeypatch):
 
     def decode(msg, encoding):
         used.append((msg.encoding, encoding))
-        return conversions._decode(msg)
+        return conversions.decode_pixels(msg)
 
     fake_bridge(monkeypatch, decode)
     assert conversions.image_bridge()[1] == 'cv_bridge'

@@ -15,21 +15,31 @@ from geometry_msgs.msg import PoseStamped, TwistStamped
 from numpy.typing import NDArray
 from sensor_msgs.msg import CompressedImage, Image, JointState
 
-from vlaq_ros.data.images import decode_compressed, decode_image
+from vlaq_ros.data.messages import decode_pixels, to_nanoseconds, to_pose
 from vlaq_ros.errors import ImageError
 from vlaq_ros.policies.base import MemoryReport
 from vlaq_ros.ros.interfaces import ActionChunk as ActionChunkMessage
 from vlaq_ros.ros.interfaces import PrecisionState
 from vlaq_ros.types import ActionChunk, ActionSpec, EndEffectorCommand, Pose
 
+__all__ = [
+    'chunk_from_message',
+    'chunk_message',
+    'gripper_message',
+    'image_bridge',
+    'pose_message',
+    'precision_message',
+    'to_duration',
+    'to_nanoseconds',
+    'to_pixels',
+    'to_pose',
+    'to_stamp',
+    'twist_message',
+]
+
 _SECOND_NS = 1_000_000_000
 # Encodings for which cv_bridge gives the same pixels as our decoder, without rounding.
 _BRIDGED_ENCODINGS = ('rgb8', 'bgr8', 'rgba8', 'bgra8', 'mono8')
-
-
-def to_nanoseconds(stamp: Time | Duration) -> int:
-    """Return a stamp or duration as integer nanoseconds."""
-    return stamp.sec * _SECOND_NS + stamp.nanosec
 
 
 def to_stamp(stamp_ns: int) -> Time:
@@ -50,12 +60,11 @@ def to_pixels(msg: Image | CompressedImage) -> NDArray[np.uint8]:
     Raises:
         ImageError: The message cannot be decoded.
     """
-    if isinstance(msg, CompressedImage):
-        return decode_compressed(msg.format, msg.data)
-    bridge, _ = image_bridge()
-    if bridge is not None and msg.encoding in _BRIDGED_ENCODINGS:
-        return bridge(msg)
-    return _decode(msg)
+    if not isinstance(msg, CompressedImage):
+        bridge, _ = image_bridge()
+        if bridge is not None and msg.encoding in _BRIDGED_ENCODINGS:
+            return bridge(msg)
+    return decode_pixels(msg)
 
 
 @lru_cache(maxsize=1)
@@ -80,24 +89,12 @@ def image_bridge() -> tuple[Callable[[Image], NDArray[np.uint8]] | None, str]:
     padded = bytes([1, 2, 3, 0, 4, 5, 6, 0])
     probe = Image(height=2, width=1, encoding='bgr8', step=4, data=padded)
     try:
-        same = np.array_equal(bridged(probe), _decode(probe))
+        same = np.array_equal(bridged(probe), decode_pixels(probe))
     except ImageError as error:
         return None, f'own decoder: {error}'
     if not same:
         return None, 'own decoder: cv_bridge misreads padded rows'
     return bridged, 'cv_bridge'
-
-
-def _decode(msg: Image) -> NDArray[np.uint8]:
-    return decode_image(
-        msg.encoding, msg.height, msg.width, msg.step, bool(msg.is_bigendian), msg.data
-    )
-
-
-def to_pose(msg: PoseStamped) -> Pose:
-    """Return the pose of a message; its frame is the caller's business."""
-    at, turned = msg.pose.position, msg.pose.orientation
-    return Pose(np.array([at.x, at.y, at.z]), np.array([turned.x, turned.y, turned.z, turned.w]))
 
 
 def twist_message(command: EndEffectorCommand, frame_id: str, stamp_ns: int) -> TwistStamped:

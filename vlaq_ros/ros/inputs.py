@@ -12,15 +12,22 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import numpy as np
 from geometry_msgs.msg import PoseStamped
-from numpy.typing import NDArray
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import String
 
+from vlaq_ros.data.messages import (
+    INSTRUCTION_TOPIC,
+    JOINT_TOPIC,
+    POSE_TOPIC,
+    pose_values,
+    read_joints,
+    read_pose,
+    require_size,
+)
 from vlaq_ros.data.resample import (
     MANY_SAMPLES,
     STATE_STREAM,
@@ -28,17 +35,16 @@ from vlaq_ros.data.resample import (
     ObservationAssembler,
     StreamBuffer,
 )
-from vlaq_ros.errors import ImageError, StaleInputError, VlaqError
+from vlaq_ros.data.state import StateMerger
+from vlaq_ros.errors import MessageError, StaleInputError, VlaqError
 from vlaq_ros.policies.spec import PolicySpec
 from vlaq_ros.ros import qos
-from vlaq_ros.ros.conversions import to_nanoseconds, to_pixels, to_pose
-from vlaq_ros.ros.policy_parameters import JOINT_PREFIX, POSE_SOURCES, PolicyParameters
+from vlaq_ros.ros.conversions import to_nanoseconds, to_pixels
+from vlaq_ros.ros.policy_parameters import PolicyParameters
 from vlaq_ros.types import Observation, Pose
 
 _LOOK_FOR_LATCHED_S = 0.25
 _LONGEST_INFERENCE_S = 2.0  # poses reach back to the observation of a chunk that has just come
-
-POSE_TOPIC, JOINT_TOPIC, INSTRUCTION_TOPIC = 'ee_pose', 'joint_states', 'instruction'
 
 
 class Inputs:
@@ -84,15 +90,15 @@ class Inputs:
         self.unmatched: dict[str, str] = {}
         self.decode_s = 0.0
         needs_pose_only = config.command.type == 'pose' or config.limits.use_workspace
-        sources = set(config.state.sources)
-        self._state_topics = [t for t in (POSE_TOPIC, JOINT_TOPIC) if _serves(t, sources)]
+        age = config.age
+        keep_s = age.state_s + age.spread_s
+        self._state = StateMerger(config.state.sources, config.state.scales, round(keep_s * 1e9))
+        self._state_topics = self._state.topics
         self._needs_pose = needs_pose_only or POSE_TOPIC in self._state_topics
         pose = [POSE_TOPIC] if self._needs_pose else []
         self._streams = list(dict.fromkeys([*self._cameras, *self._state_topics, *pose]))
-        age = config.age
-        keep_s = age.state_s + age.spread_s
-        self._raw = {topic: _buffer_of(keep_s) for topic in self._state_topics}
-        self._poses = _buffer_of(keep_s + age.image_s + _LONGEST_INFERENCE_S)
+        poses_s = keep_s + age.image_s + _LONGEST_INFERENCE_S
+        self._poses = StreamBuffer(MANY_SAMPLES, keep_ns=round(poses_s * 1e9))
         self._assembler = self._make_assembler()
         self._last_stamp: dict[str, int] = {}
         self._arrived_s: dict[str, float] = {}  # per topic: several topics make one state
@@ -154,6 +160,7 @@ class Inputs:
     def forget(self, now_ns: int) -> None:
         """Forget all samples, after the clock was set back to `now_ns`."""
         self._last_stamp = {n: s for n, s in self._last_stamp.items() if s <= now_ns}
+        self._state.forget(now_ns)
         if not self._config.lockstep:  # there the first samples of the new time precede its clock
             self.clear()
 
@@ -162,8 +169,8 @@ class Inputs:
         self._last_stamp.clear()
         self._arrived_s.clear()
         self._assembler.clear()
-        for buffer in (self._poses, *self._raw.values()):
-            buffer.clear()
+        self._state.clear()
+        self._poses.clear()
 
     def close(self) -> None:
         """Unsubscribe."""
@@ -258,7 +265,7 @@ class Inputs:
         stamp_ns = to_nanoseconds(msg.header.stamp)
         try:
             image = to_pixels(msg)
-            self._require_size(name, image)
+            require_size(name, image.shape[:2], self._sizes[name])
             self._assembler.put_image(name, image, stamp_ns)
         except VlaqError as error:
             self._drop(name, str(error))
@@ -269,62 +276,33 @@ class Inputs:
         self.decode_s = time.perf_counter() - started
         self._stored(name, stamp_ns)
 
-    def _require_size(self, name: str, image: NDArray[np.uint8]) -> None:
-        (height, width), (expected_height, expected_width) = image.shape[:2], self._sizes[name]
-        if (height, width) != (expected_height, expected_width):
-            raise ImageError(
-                f'camera {name!r} sends images of {width} x {height} px (width x height), the '
-                f'policy expects {expected_width} x {expected_height} px: resize them before'
-            )
-
     def _on_pose(self, msg: PoseStamped) -> None:
         if not self.enabled:
             return
-        frame, expected = msg.header.frame_id, self._config.command.base_frame
-        if frame != expected:
-            self._drop(
-                POSE_TOPIC,
-                f'in frame {frame!r}, expected {expected!r} (parameter command.base_frame)',
-            )
+        try:
+            pose = read_pose(msg, self._config.command.base_frame)
+        except MessageError as error:
+            self._drop(POSE_TOPIC, str(error))
             return
-        pose, stamp_ns = to_pose(msg), to_nanoseconds(msg.header.stamp)
-        numbers = np.concatenate([pose.position, pose.quat_xyzw])
-        if not np.isfinite(numbers).all():
-            self._drop(POSE_TOPIC, 'the pose is not finite')
-            return
+        stamp_ns = to_nanoseconds(msg.header.stamp)
         self._poses.put(pose, stamp_ns)
-        self._put_state(POSE_TOPIC, dict(zip(POSE_SOURCES, numbers)), stamp_ns)
+        self._put_state(POSE_TOPIC, pose_values(pose), stamp_ns)
 
     def _on_joints(self, msg: JointState) -> None:
         if not self.enabled:
             return
-        values = {f'{JOINT_PREFIX}{n}': p for n, p in zip(msg.name, msg.position)}
-        wanted = [s for s in self._config.state.sources if s.startswith(JOINT_PREFIX)]
-        unusable = [s for s in wanted if not np.isfinite(values.get(s, np.nan))]
-        if unusable:
-            self._drop(
-                JOINT_TOPIC, f'no finite position of {unusable} in a message of {list(msg.name)}'
-            )
+        try:
+            values = read_joints(msg, self._state.joints)
+        except MessageError as error:
+            self._drop(JOINT_TOPIC, str(error))
             return
         self._put_state(JOINT_TOPIC, values, to_nanoseconds(msg.header.stamp))
 
     def _put_state(self, topic: str, values: dict[str, float], stamp_ns: int) -> None:
-        """Keep the values; the state is that of the last time up to which all topics are known."""
-        self._last_stamp[topic] = stamp_ns
-        if topic in self._raw:
-            self._raw[topic].put(values, stamp_ns)
-            if self._raw.keys() <= self._last_stamp.keys():
-                self._put_state_at(min(self._last_stamp[t] for t in self._raw))
+        state = self._state.put(topic, values, stamp_ns)
+        if state is not None:
+            self._assembler.put_state(state.value, state.stamp_ns)
         self._stored(topic, stamp_ns)
-
-    def _put_state_at(self, stamp_ns: int) -> None:
-        samples = [buffer.at(stamp_ns) for buffer in self._raw.values()]
-        if None in samples:
-            return
-        known = {name: value for sample in samples for name, value in sample.value.items()}
-        state = self._config.state
-        values = [known[source] * scale for source, scale in zip(state.sources, state.scales)]
-        self._assembler.put_state(np.array(values), min(sample.stamp_ns for sample in samples))
 
     def _on_latched_text(self, msg: String, info: dict[str, int]) -> None:
         """Follow a latched sentence, unless it was sent before one that is known already."""
@@ -363,20 +341,11 @@ class Inputs:
         """Return one line about a stream; for the state it names the topics that lag."""
         if stream == STATE_STREAM:
             limit_ns = self._config.age.state_s * 1e9
-            newest = {topic: buffer.newest_stamp_ns() for topic, buffer in self._raw.items()}
+            newest = self._state.newest_ns()
             lagging = [t for t, s in newest.items() if s is None or now_ns - s > limit_ns]
-            stream = ' and '.join(lagging or self._raw)
+            stream = ' and '.join(lagging or newest)
         return self._with_trouble(stream, f'{stream}: {text}')
 
     def _with_trouble(self, stream: str, text: str) -> str:
         why = '; '.join(self.trouble[s] for s in stream.split(' and ') if s in self.trouble)
         return text + (f' ({why})' if why else '')
-
-
-def _buffer_of(keep_s: float) -> StreamBuffer:
-    return StreamBuffer(MANY_SAMPLES, keep_ns=round(keep_s * 1e9))
-
-
-def _serves(topic: str, sources: set[str]) -> bool:
-    prefix = JOINT_PREFIX if topic == JOINT_TOPIC else f'{POSE_TOPIC}.'
-    return any(source.startswith(prefix) for source in sources)

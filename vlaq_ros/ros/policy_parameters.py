@@ -8,12 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vlaq_ros.control.limits import CommandLimits
+from vlaq_ros.data.messages import JOINT_PREFIX, POSE_SOURCES
 from vlaq_ros.policies.registry import PRECISIONS
 from vlaq_ros.policies.spec import PolicySpec
 from vlaq_ros.ros.parameters import Applies, group, parameter
-
-POSE_SOURCES = tuple(f'ee_pose.{axis}' for axis in ('x', 'y', 'z', 'qx', 'qy', 'qz', 'qw'))
-JOINT_PREFIX = 'joint.'
 
 
 @dataclass(frozen=True)
