@@ -31,8 +31,9 @@ def pack(codes: Tensor, bits: int) -> Tensor:
         ValueError: A code is wider than `bits`; it would spill into its neighbours.
     """
     shifts = _shifts(bits, codes.device)
-    if int(codes.max()) >> bits:
-        raise ValueError(f'code {int(codes.max())} does not fit in {bits} bits')
+    largest = int(codes.max()) if codes.numel() else 0
+    if largest >> bits:
+        raise ValueError(f'code {largest} does not fit in {bits} bits')
     padded = pad(codes, (0, -codes.shape[-1] % len(shifts)))
     return (padded.unflatten(-1, (-1, len(shifts))) << shifts).sum(-1, dtype=torch.uint8)
 

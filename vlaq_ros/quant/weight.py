@@ -56,4 +56,4 @@ class QuantizedWeight:
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the weight [out, in] that the codes stand for."""
-        return dequantize(self.codes(), self.qparams, dtype)
+        return dequantize(self.codes(), self.qparams, self.scheme, dtype)
