@@ -18,7 +18,7 @@ from launch import LaunchDescription
 # name -> (default, description)
 ARGUMENTS = {
     'bundle': ('metaworld', 'policy bundle: a directory or the name of a shipped one'),
-    'precision': ('w8', 'precision of the weights: fp32, bf16, w8 or w4'),
+    'precision': ('w8', 'of the weights: default, fp32, bf16, w8, w8a8, w4, w4a8 or packed'),
     'head': ('', 'action head; empty: the default of the bundle'),
     'threads': ('1', 'threads of the policy; the simulator needs a core of its own'),
     'task': ('drawer-open', 'task of the first episode'),

@@ -32,7 +32,11 @@ CONFIG = PathJoinSubstitution([FindPackageShare('vlaq_ros'), 'config', 'policy_n
 # Parameter -> (launch argument, how its text is read, description). Empty: as in params_file.
 PARAMETERS = {
     'bundle': ('bundle', str, 'policy bundle: a directory or the name of a shipped one'),
-    'precision': ('precision', str, 'precision of the weights: fp32, bf16, w8 or w4'),
+    'precision': (
+        'precision',
+        str,
+        'precision of the weights: default, fp32, bf16, w8, w8a8, w4, w4a8 or packed',
+    ),
     'head': ('head', str, 'action head'),
     'threads': ('threads', int, 'threads of the tensor library'),
     'image_transport': ('image_transport', str, 'raw or compressed'),

@@ -56,6 +56,7 @@ class FakePolicy:
 
     def __init__(self):
         self.precision, self.head = 'fp32', 'flow'
+        self.precisions = ('fp32', 'w8')
         self.observations = []
         self.resets = 0
         self.unknown = ()

@@ -2,6 +2,7 @@
 
 import sys
 import types
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -81,10 +82,23 @@ def test_a_chunk_of_another_spec_is_refused(spec):
 
 
 def test_the_precision_message_carries_bits_and_bytes():
-    report = MemoryReport(1000, 500, 1000, 3, 'reference')
-    msg = conversions.precision_message('w4', ['fp32', 'w4'], report, 'configured', 9)
-    assert (msg.precision, msg.weight_bytes, msg.quantized_layers) == ('w4', 1000, 3)
-    assert msg.mean_bits_per_weight == 4.0
+    policy = SimpleNamespace(
+        precision='w4a8',
+        precisions=('fp32', 'w4a8'),
+        memory=lambda: MemoryReport(1000, 500, 1000, 3, 'reference', activation_bits=8.0),
+    )
+    msg = conversions.precision_message(policy, 'configured', 9)
+    assert (msg.precision, msg.weight_bytes, msg.quantized_layers) == ('w4a8', 1000, 3)
+    assert (msg.mean_bits_per_weight, msg.activation_bits) == (4.0, 8.0)
+    assert msg.available == ['fp32', 'w4a8']
+
+
+@pytest.mark.parametrize(('precision', 'bits'), [('fp32', 32.0), ('bf16', 16.0)])
+def test_float_weights_meet_float_inputs(precision, bits):
+    policy = SimpleNamespace(
+        precision=precision, precisions=(precision,), memory=lambda: MemoryReport(9, 0, 0, 0, '')
+    )
+    assert conversions.precision_message(policy, 'configured', 9).activation_bits == bits
 
 
 def test_control_states_are_those_of_the_message():

@@ -20,6 +20,7 @@ pytest.importorskip('vlaq_ros.sim.engine', exc_type=MissingDependencyError)
 from vlaq_ros.sim import evaluate, workers
 from vlaq_ros.sim.results import Config, ResultStore
 from vlaq_ros.sim.rollout import default_episodes
+from vlaq_ros.sim.source import PolicySource
 
 OPTIONS = [
     *('--bundle', 'toy', '--configs', 'w4:flow', '--tasks', 'reach', '--per-task', '2'),
@@ -85,8 +86,8 @@ def test_every_wrong_option_is_listed_before_anything_runs(tmp_path):
     with pytest.raises(ConfigError) as raised:
         evaluate.run(args)
     for text in (
-        "'w3:flow': precision 'w3' is unknown. Known: fp32, bf16, w8, w4",
-        "'w4:flw': head 'flw' is unknown. Known: flow, token. Did you mean 'flow'?",
+        "'w3:flow': no precision named 'w3'. Known: fp32, bf16, w8, w8a8, w4, w4a8",
+        "'w4:flw': no head named 'flw'. Known: flow, token. Did you mean 'flow'?",
         "'w4': write PRECISION:HEAD",
         "--tasks 'pusch' is unknown",
         "Did you mean 'push'?",
@@ -154,7 +155,7 @@ def test_a_resumed_run_gives_the_same_episodes_in_a_new_process(finished):
 
 def test_the_rounding_toy_equals_the_reference_where_rounding_does_nothing(robot):
     """A no-op: the reference compared with itself has no drift at all."""
-    runner = workers.EpisodeRunner('toy')
+    runner = workers.EpisodeRunner(PolicySource('toy'))
     episode = default_episodes(('reach',), 1)[0]
     config = Config('fp32', 'flow')
     list(runner.run(workers.Job(episode, (config,), open_loop=True)))
@@ -180,7 +181,7 @@ def test_a_policy_that_refuses_to_act_fails_the_episode(robot, monkeypatch):
     episode = default_episodes(('reach',), 1)[0]
     configs = (Config('w4', 'flow'), Config('fp32', 'flow'))
     job = workers.Job(episode, configs, open_loop=False)
-    messages = list(workers.EpisodeRunner('toy').run(job))
+    messages = list(workers.EpisodeRunner(PolicySource('toy')).run(job))
     records = {m.config: m.record for m in messages if isinstance(m, workers.Finished)}
     assert records[Config('w4', 'flow')].stopped == 'actions are not finite'
     assert not records[Config('w4', 'flow')].success
@@ -190,7 +191,8 @@ def test_a_policy_that_refuses_to_act_fails_the_episode(robot, monkeypatch):
 @whole_process
 def test_an_error_in_a_worker_reaches_the_user(simulator):
     job = workers.Job(default_episodes(('reach',), 1)[0], (Config('fp32', 'nose'),), False)
-    with workers.WorkerPool(1, 'toy') as pool, pytest.raises(ConfigError, match="'nose'"):
+    source = PolicySource('toy')
+    with workers.WorkerPool(1, source) as pool, pytest.raises(ConfigError, match="'nose'"):
         list(pool.run([job]))
     assert not multiprocessing.active_children()
 
@@ -199,7 +201,7 @@ def test_an_error_in_a_worker_reaches_the_user(simulator):
 def test_a_worker_that_dies_is_reported_with_its_episode(simulator):
     configs = (Config('fp32', 'flow'), Config('w8', 'flow'))
     jobs = [workers.Job(e, configs, False) for e in default_episodes(('reach',), 50)]
-    with workers.WorkerPool(1, 'toy') as pool:
+    with workers.WorkerPool(1, PolicySource('toy')) as pool:
         messages = pool.run(jobs)
         next(messages)
         multiprocessing.active_children()[0].kill()

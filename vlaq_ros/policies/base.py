@@ -5,6 +5,7 @@ The protocol every policy family fulfils, and the small values it answers with.
 units or raises `PolicyError`; it never returns a guess.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -44,6 +45,8 @@ class MemoryReport:
         quantized_weights: Number of weights held in packed layers.
         quantized_layers: Number of packed layers.
         kernel: Kernel that multiplies them, with the reason it was chosen; empty when none.
+        activation_bits: Mean width of the inputs of the packed layers, by their weights; NaN when
+            nothing is packed.
     """
 
     weight_bytes: int
@@ -51,20 +54,30 @@ class MemoryReport:
     quantized_weights: int
     quantized_layers: int
     kernel: str
+    activation_bits: float = math.nan
 
     @property
     def mean_bits_per_weight(self) -> float:
         """Bits per quantized weight, scales included; NaN when nothing is quantized."""
         if not self.quantized_weights:
-            return float('nan')
+            return math.nan
         return 8.0 * self.quantized_bytes / self.quantized_weights
 
 
 class Policy(Protocol):
-    """A loaded policy."""
+    """
+    A loaded policy.
+
+    Attributes:
+        spec: What it expects and delivers.
+        precision: What it runs at, one of `precisions`.
+        precisions: What its bundle can be loaded at, the default first.
+        head: Action head.
+    """
 
     spec: PolicySpec
     precision: str
+    precisions: tuple[str, ...]
     head: str
 
     def reset(self) -> None:

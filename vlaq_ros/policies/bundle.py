@@ -51,6 +51,26 @@ class Bundle:
     config: dict[str, Any]
     digest: str
 
+    @property
+    def quantization(self) -> dict[str, Any] | None:
+        """What is packed and how (see `nn.store_file`); None in a bundle of float weights."""
+        return self.config.get('quantization')
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether linear layers are stored as codes; their float weights are gone."""
+        return self.quantization is not None
+
+    @property
+    def is_nested(self) -> bool:
+        """Whether the 8-bit channels were made to be read at 4 bits, too."""
+        return bool(self.is_packed and self.quantization.get('nested'))
+
+    @property
+    def origin(self) -> str | None:
+        """Digest of the float bundle that a packed one was made of."""
+        return self.quantization.get('origin') if self.is_packed else None
+
     def golden(self) -> dict[str, Any] | None:
         """Return the golden actions, None when the bundle ships none."""
         path = self.path / GOLDEN

@@ -10,13 +10,13 @@ from pathlib import Path
 from vlaq_ros.errors import BundleError, ConfigError, unknown_name
 from vlaq_ros.policies.base import Policy
 from vlaq_ros.policies.bundle import open_bundle
+from vlaq_ros.policies.precision import DEFAULT, precisions
 from vlaq_ros.policies.spec import PolicySpec
 
 FAMILIES = {
     'reference': 'vlaq_ros.policies.reference',
     'toy': 'vlaq_ros.policies.toy',
 }
-PRECISIONS = ('fp32', 'bf16', 'w8', 'w4')
 
 
 def read_spec(bundle: str | Path) -> PolicySpec:
@@ -27,7 +27,7 @@ def read_spec(bundle: str | Path) -> PolicySpec:
 def load_policy(
     bundle: str | Path,
     *,
-    precision: str = 'fp32',
+    precision: str = DEFAULT,
     head: str | None = None,
     threads: int | None = None,
 ) -> Policy:
@@ -36,21 +36,27 @@ def load_policy(
 
     Args:
         bundle: Directory, or name of a shipped bundle.
-        precision: One of `PRECISIONS`: fp32, bf16, or packed 8- or 4-bit weights (round to
-            nearest).
+        precision: One of `precisions(bundle)`; `default` is the first. A float bundle runs as it
+            is (fp32, bf16) or is rounded to nearest while it is loaded: w8 (one scale per output
+            channel) or w4 (per group), with inputs of 16 or, with `a8`, 8 bits. A packed bundle
+            runs as it was stored (`packed`) or reads that many bits of its 8-bit channels.
         head: Action head; the first of the bundle when None.
         threads: Threads of the tensor library; left alone when None.
 
     Raises:
         BundleError: The bundle is missing, damaged or of an unknown family.
-        ConfigError: Unknown precision or head.
+        ConfigError: Unknown precision or head, or a precision this bundle has not got.
     """
-    if precision not in PRECISIONS:
-        raise ConfigError(unknown_name('precision', precision, PRECISIONS))
     if threads is not None and threads < 1:
         raise ConfigError(f'threads={threads} must be at least 1')
     opened = open_bundle(bundle)
     spec = opened.spec
+    if precision == DEFAULT:
+        precision = precisions(opened)[0]
+    if precision not in precisions(opened):
+        kind = 'packed bundle' if opened.is_packed else 'bundle'
+        what = f'precision of {kind} {spec.name!r}'
+        raise ConfigError(unknown_name(what, precision, precisions(opened)))
     if spec.family not in FAMILIES:
         raise BundleError(unknown_name('policy family', spec.family, tuple(FAMILIES)))
     if head is not None and head not in spec.heads:

@@ -13,6 +13,7 @@ import numpy as np
 from vlaq_ros.errors import PolicyError
 from vlaq_ros.policies.base import MemoryReport, SelfTestReport
 from vlaq_ros.policies.bundle import Bundle
+from vlaq_ros.policies.precision import FLOAT_PRECISIONS, QUANTIZED_PRECISIONS
 from vlaq_ros.policies.self_test import run_self_test
 from vlaq_ros.policies.spec import CameraSpec, PolicySpec, PromptSpec, StateSpec
 from vlaq_ros.policies.validation import check_observation
@@ -25,6 +26,7 @@ class ToyPolicy:
     def __init__(self, spec: PolicySpec, precision: str = 'fp32', head: str = 'flow') -> None:
         self.spec = spec
         self.precision = precision
+        self.precisions = (*FLOAT_PRECISIONS, *QUANTIZED_PRECISIONS)
         self.head = head
         self._low = np.array(spec.action.low)
         self._span = np.array(spec.action.high) - self._low
@@ -47,7 +49,7 @@ class ToyPolicy:
         phase = 2 * np.pi * words + 2.0 * brightness + observation.state.sum()
         steps = np.arange(self.spec.horizon)[:, None] / self.spec.horizon
         share = 0.5 + 0.4 * np.sin(phase + steps + np.arange(self.spec.action.dim))
-        levels = {'w8': 255, 'w4': 15}.get(self.precision)
+        levels = {'w8': 255, 'w4': 15}.get(self.precision[:2])
         share = np.round(share * levels) / levels if levels else share
         actions = self._low + self._span * share
         if not np.isfinite(actions).all():

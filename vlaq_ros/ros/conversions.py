@@ -6,7 +6,7 @@ observation.
 """
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
@@ -17,7 +17,7 @@ from sensor_msgs.msg import CompressedImage, Image, JointState
 
 from vlaq_ros.data.messages import decode_pixels, to_nanoseconds, to_pose
 from vlaq_ros.errors import ImageError
-from vlaq_ros.policies.base import MemoryReport
+from vlaq_ros.policies.base import Policy
 from vlaq_ros.ros.interfaces import ActionChunk as ActionChunkMessage
 from vlaq_ros.ros.interfaces import PrecisionState
 from vlaq_ros.types import ActionChunk, ActionSpec, EndEffectorCommand, Pose
@@ -167,16 +167,16 @@ def chunk_from_message(msg: ActionChunkMessage, spec: ActionSpec) -> ActionChunk
     )
 
 
-def precision_message(
-    precision: str, available: Sequence[str], memory: MemoryReport, reason: str, stamp_ns: int
-) -> PrecisionState:
+def precision_message(policy: Policy, reason: str, stamp_ns: int) -> PrecisionState:
     """Return the precision that a loaded policy runs at."""
+    memory = policy.memory()
+    unpacked_bits = 16.0 if policy.precision == 'bf16' else 32.0
     msg = PrecisionState(
-        precision=precision,
-        requested=precision,
-        available=list(available),
+        precision=policy.precision,
+        requested=policy.precision,
+        available=list(policy.precisions),
         mean_bits_per_weight=float(memory.mean_bits_per_weight),
-        activation_bits=16.0 if precision == 'bf16' else 32.0,
+        activation_bits=memory.activation_bits if memory.quantized_layers else unpacked_bits,
         weight_bytes=memory.weight_bytes,
         quantized_layers=memory.quantized_layers,
         kernel=memory.kernel,

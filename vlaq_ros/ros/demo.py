@@ -17,14 +17,16 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from vlaq_ros.errors import ConfigError, VlaqError
+from vlaq_ros.errors import ConfigError, VlaqError, unknown_name
 from vlaq_ros.policies.base import MemoryReport
-from vlaq_ros.policies.registry import PRECISIONS, read_spec
+from vlaq_ros.policies.bundle import Bundle, open_bundle
+from vlaq_ros.policies.precision import PACKED, precisions
 from vlaq_ros.ros.bringup import NodeProcess, config_file, isolate
 from vlaq_ros.ros.demo_driver import DemoDriver, RosEpisode
 from vlaq_ros.ros.demo_report import Comparison, DemoReport
 from vlaq_ros.sim.results import Config, Record
 from vlaq_ros.sim.rollout import Episode, default_episodes
+from vlaq_ros.sim.source import PolicySource
 from vlaq_ros.sim.tasks import TASKS
 from vlaq_ros.sim.workers import Finished, Job, Loaded, WorkerPool
 
@@ -35,10 +37,11 @@ _TASK_NAMES = tuple(task.name for task in TASKS)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `vlaq demo`."""
     add = parser.add_argument
-    add('--precision', default='w8', choices=PRECISIONS, help='of the weights (default: w8)')
+    add('--precision', default='', help='default: w8, or of a packed bundle as it was stored')
     add('--head', default='', help='action head (default: the first of the bundle)')
     add('--tasks', default='', help=f'comma-separated, from: {", ".join(_TASK_NAMES)}')
     add('--bundle', default='metaworld', help='directory or shipped name (default: metaworld)')
+    add('--reference', default='metaworld', help='float bundle that a packed one was made of')
     add('--realtime', action='store_true', help='free-running at real time instead of in lockstep')
     add('--seed', type=int, default=100, help='environment seed (default: 100, never trained on)')
     add('--out', type=Path, default=Path('out'), help='folder for pictures and numbers')
@@ -52,12 +55,20 @@ def run(args: argparse.Namespace) -> int:
         VlaqError: An option is wrong, or a node died, refused or did not answer.
     """
     episodes = default_episodes(_tasks(args.tasks), per_task=1, seed=args.seed)
-    spec = read_spec(args.bundle)
+    bundle = open_bundle(args.bundle)
+    spec = bundle.spec
+    args.precision = args.precision or (PACKED if bundle.is_packed else 'w8')
+    if args.precision not in precisions(bundle):
+        what = f'precision of bundle {args.bundle!r}'
+        raise ConfigError(unknown_name(what, args.precision, precisions(bundle)))
+    source, ours = _source(args, bundle)
     head = args.head or spec.heads[0]
     if head not in spec.heads:
         raise ConfigError(
             f'--head {head!r} is not one of {args.bundle!r}: {", ".join(spec.heads)}'
         )
+    if strangers := source.strangers():
+        raise ConfigError(f'--reference {args.reference!r}: {strangers[0]}')
     logs = args.out / 'log'
     logs.mkdir(parents=True, exist_ok=True)
     where = isolate(os.environ)
@@ -67,7 +78,9 @@ def run(args: argparse.Namespace) -> int:
     started = time.monotonic()
     try:
         with ExitStack() as stack:
-            report = _perform(stack, args, head, episodes, logs, where)
+            reference = ReferenceRun(source, ours, head, episodes)
+            stack.callback(reference.close)
+            report = _perform(stack, args, reference, head, episodes, logs, where)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
@@ -78,9 +91,18 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _source(args: argparse.Namespace, bundle: Bundle) -> tuple[PolicySource, str]:
+    """Return where the run without ROS finds its policies, and the name of the shown one."""
+    if not bundle.is_packed:
+        return PolicySource(args.bundle), args.precision
+    name = PACKED if args.precision == PACKED else f'{PACKED}@{args.precision}'
+    return PolicySource(args.reference, {PACKED: args.bundle}), name
+
+
 def _perform(
     stack: ExitStack,
     args: argparse.Namespace,
+    reference: 'ReferenceRun',
     head: str,
     episodes: Sequence[Episode],
     logs: Path,
@@ -95,8 +117,6 @@ def _perform(
     )
     simulator = stack.enter_context(_start_simulator(args, logs))
     policy = stack.enter_context(_start_policy(args, head, logs))
-    reference = ReferenceRun(args.bundle, args.precision, head, episodes)
-    stack.callback(reference.close)
     driver = stack.enter_context(DemoDriver(simulator, policy))
     driver.bring_up()
     print('both nodes are up; one episode per task:', flush=True)
@@ -108,10 +128,10 @@ def _perform(
     if not reference.is_done:
         print('waiting for the full-precision run of the same episodes', flush=True)
     records = reference.result(REFERENCE_S)
-    ours, full = Config(args.precision, head), Config('fp32', head)
+    full, ours = reference.configs[0], reference.configs[-1]
     return DemoReport(
         bundle=args.bundle,
-        precision=args.precision,
+        precision=ours.precision,
         head=head,
         realtime=args.realtime,
         comparisons=tuple(
@@ -171,18 +191,21 @@ class ReferenceRun:
     The same episodes without ROS, in a process of its own, at full and at the shown precision.
 
     Attributes:
+        configs: The full-precision configuration, and the shown one where it is another.
         memory: Precision -> storage of its weights, as far as loaded.
     """
 
     def __init__(
-        self, bundle: str, precision: str, head: str, episodes: Sequence[Episode]
+        self, source: PolicySource, precision: str, head: str, episodes: Sequence[Episode]
     ) -> None:
-        configs = tuple(Config(name, head) for name in dict.fromkeys(('fp32', precision)))
-        jobs = [Job(episode, configs, open_loop=len(configs) > 1) for episode in episodes]
+        self.configs = tuple(Config(name, head) for name in dict.fromkeys(('fp32', precision)))
+        jobs = [
+            Job(episode, self.configs, open_loop=len(self.configs) > 1) for episode in episodes
+        ]
         self.memory: dict[str, MemoryReport] = {}
         self._records: dict[tuple[Config, tuple], Record] = {}
         self._error: Exception | None = None
-        self._pool = WorkerPool(1, str(bundle))
+        self._pool = WorkerPool(1, source)
         self._thread = threading.Thread(target=self._collect, args=(jobs,), daemon=True)
         self._thread.start()
 

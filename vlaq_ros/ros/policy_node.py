@@ -17,7 +17,7 @@ from vlaq_ros.control.supervisor import ControlState
 from vlaq_ros.errors import ConfigError, PolicyError
 from vlaq_ros.policies.base import Policy
 from vlaq_ros.policies.bundle import open_bundle
-from vlaq_ros.policies.registry import PRECISIONS, load_policy
+from vlaq_ros.policies.registry import load_policy
 from vlaq_ros.ros import diagnostics, policy_status, qos
 from vlaq_ros.ros.control_loop import ControlLoop
 from vlaq_ros.ros.conversions import precision_message
@@ -128,11 +128,7 @@ class PolicyNode(ManagedNode):
         )
         self._loop.supervisor.since_ns = self._now_ns()
         self._commands_before = 0
-        self._precision_pub.publish(
-            precision_message(
-                policy.precision, PRECISIONS, policy.memory(), 'configured', self._now_ns()
-            )
-        )
+        self._precision_pub.publish(precision_message(policy, 'configured', self._now_ns()))
         self.get_logger().info(
             f'configured: bundle {policy.spec.name!r} ({self._bundle_hash[:12]}), precision '
             f'{policy.precision}, head {policy.head!r}; {self._self_test[1]}'

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from vlaq_ros.control.limits import CommandLimits
 from vlaq_ros.data.messages import JOINT_PREFIX, POSE_SOURCES
-from vlaq_ros.policies.registry import PRECISIONS
+from vlaq_ros.policies.precision import DEFAULT, PRECISIONS
 from vlaq_ros.policies.spec import PolicySpec
 from vlaq_ros.ros.parameters import Applies, group, parameter
 
@@ -179,7 +179,7 @@ class PolicyParameters:
     bundle: str = parameter(
         'metaworld', 'Directory of the policy bundle, or name of a shipped one'
     )
-    precision: str = parameter('fp32', 'Precision of the weights', choices=PRECISIONS)
+    precision: str = parameter(DEFAULT, 'Precision of the weights', choices=PRECISIONS)
     head: str = parameter('', 'Action head; empty: the default of the bundle')
     threads: int = parameter(
         0, 'Threads of the tensor library; 0: left to the library', low=0, high=1024

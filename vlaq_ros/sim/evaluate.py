@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from vlaq_ros.errors import BundleError, ConfigError, MissingDependencyError
 from vlaq_ros.policies.bundle import Bundle, open_bundle
-from vlaq_ros.policies.registry import PRECISIONS
 from vlaq_ros.sim.collect import EVALUATION_SEED
 from vlaq_ros.sim.results import Config, ResultStore
+from vlaq_ros.sim.source import PolicySource, parse_packed
 from vlaq_ros.sim.tasks import INSTRUCTIONS, TASKS
 
 if TYPE_CHECKING:
@@ -40,7 +40,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs='+',
         default=list(DEFAULT_CONFIGS),
         metavar='PRECISION:HEAD',
-        help='what to compare (default: %(default)s); the fp32 run of a head is its reference',
+        help='what to compare (default: %(default)s); the fp32 run of a head is its reference. '
+        'NAME:HEAD and NAME@PRECISION:HEAD are packed bundles',
+    )
+    parser.add_argument(
+        '--packed',
+        nargs='+',
+        default=[],
+        metavar='NAME=FOLDER',
+        help='packed bundles made of --bundle, by the name --configs calls them',
     )
     parser.add_argument('--tasks', nargs='+', metavar='TASK', help='default: all of the benchmark')
     parser.add_argument(
@@ -84,6 +92,7 @@ class Plan:
 
     Attributes:
         bundle: The policy.
+        source: Where the policies are loaded from.
         configs: What to compare; every head has its reference in it, first.
         added: References that the user did not list.
         tasks: Names of the tasks.
@@ -91,6 +100,7 @@ class Plan:
     """
 
     bundle: Bundle
+    source: PolicySource
     configs: tuple[Config, ...]
     added: tuple[Config, ...]
     tasks: tuple[str, ...]
@@ -109,9 +119,16 @@ def make_plan(args: argparse.Namespace) -> Plan:
     try:
         bundle = open_bundle(args.bundle)
         problems += _misfits(bundle)
+        if bundle.is_packed:
+            problems.append(
+                f'--bundle {args.bundle}: packed, so it has no fp32 reference; give the bundle it '
+                f'was made of, and this one as --packed NAME={args.bundle}'
+            )
     except BundleError as error:
         problems.append(f'--bundle: {error}')
-    configs = _parse_configs(args.configs, bundle, problems)
+    source = PolicySource(args.bundle, parse_packed(args.packed, problems), args.execution_horizon)
+    configs = _parse_configs(args.configs, source if bundle else None, problems)
+    problems += [f'--packed {line}' for line in (source.strangers() if bundle else ())]
     tasks = tuple(dict.fromkeys(args.tasks or [task.name for task in TASKS]))
     known = [task.name for task in TASKS]
     problems += [_unknown('--tasks', name, known) for name in tasks if name not in known]
@@ -135,7 +152,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
     complete = tuple(dict.fromkeys(c for config in configs for c in (config.reference, config)))
     added = tuple(config for config in complete if config not in configs)
     processes = args.processes or len(os.sched_getaffinity(0))
-    return Plan(bundle, complete, added, tasks, processes)
+    return Plan(bundle, source, complete, added, tasks, processes)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -183,6 +200,7 @@ def describe_run(args: argparse.Namespace, plan: Plan) -> dict[str, Any]:
     return {
         'command': ' '.join(['vlaq', *sys.argv[1:]]),
         'bundle': {'name': plan.bundle.spec.name, 'sha256': plan.bundle.digest},
+        'packed': dict(plan.source.packed),
         'tasks': list(plan.tasks),
         'per_task': args.per_task,
         'seed': args.seed,
@@ -225,7 +243,7 @@ def _run_jobs(
     processes = min(plan.processes, len(jobs))
     bar = tqdm(total=total, initial=total - left, unit='episode', mininterval=quiet_s)
     try:
-        with bar, WorkerPool(processes, str(plan.bundle.path), args.execution_horizon) as pool:
+        with bar, WorkerPool(processes, plan.source) as pool:
             for message in pool.run(jobs):
                 if isinstance(message, Finished):
                     store.append(message.config, message.record)
@@ -250,7 +268,7 @@ def _jobs(
 
 
 def _parse_configs(
-    texts: list[str], bundle: Bundle | None, problems: list[str]
+    texts: list[str], source: PolicySource | None, problems: list[str]
 ) -> tuple[Config, ...]:
     configs: dict[Config, None] = {}
     for text in texts:
@@ -258,11 +276,10 @@ def _parse_configs(
         if not separator:
             problems.append(f'--configs {text!r}: write PRECISION:HEAD, e.g. w4:flow')
             continue
-        if precision not in PRECISIONS:
-            problems.append(_unknown(f'--configs {text!r}: precision', precision, PRECISIONS))
-        if bundle is not None and head not in bundle.spec.heads:
-            problems.append(_unknown(f'--configs {text!r}: head', head, bundle.spec.heads))
-        configs[Config(precision, head)] = None
+        config = Config(precision, head)
+        if source is not None:
+            problems += [f'--configs {text!r}: {line}' for line in source.problems(config)]
+        configs[config] = None
     return tuple(configs)
 
 
@@ -290,6 +307,9 @@ def _identity(args: argparse.Namespace, plan: Plan) -> dict[str, Any]:
     """Return what must agree for two runs to be paired."""
     return {
         'bundle_sha256': plan.bundle.digest,
+        'packed_sha256': {
+            name: open_bundle(folder).digest for name, folder in plan.source.packed.items()
+        },
         'seed': args.seed,
         'instructions': args.instructions,
         'open_loop': args.open_loop,

@@ -24,9 +24,9 @@ import numpy as np
 from vlaq_ros.errors import PolicyError, SimulatorError, UnsafeActionError, VlaqError
 from vlaq_ros.kinematics.drift import open_loop_drift
 from vlaq_ros.policies.base import MemoryReport, Policy
-from vlaq_ros.policies.registry import load_policy
 from vlaq_ros.sim.results import Config, Record
 from vlaq_ros.sim.rollout import Episode, EpisodeResult, run_episode
+from vlaq_ros.sim.source import PolicySource
 
 JOIN_S = 5.0
 
@@ -74,14 +74,13 @@ class _Worker:
 class WorkerPool:
     """Runs jobs on `processes` workers; a context manager that leaves no process behind."""
 
-    def __init__(self, processes: int, bundle: str, execution_horizon: int | None = None) -> None:
+    def __init__(self, processes: int, source: PolicySource) -> None:
         context = multiprocessing.get_context('spawn')
         self._workers: list[_Worker] = []
         with _interrupts_ignored():
             for _ in range(processes):
                 ours, theirs = context.Pipe()
-                arguments = (theirs, bundle, execution_horizon)
-                process = context.Process(target=_serve, args=arguments, daemon=True)
+                process = context.Process(target=_serve, args=(theirs, source), daemon=True)
                 process.start()
                 theirs.close()
                 self._workers.append(_Worker(process, ours))
@@ -169,14 +168,14 @@ def _interrupts_ignored() -> Iterator[None]:
         signal.signal(signal.SIGINT, previous)
 
 
-def _serve(connection: Connection, bundle: str, execution_horizon: int | None) -> None:
+def _serve(connection: Connection, source: PolicySource) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     runner = None
     try:
         while True:
             job = connection.recv()
-            runner = runner or EpisodeRunner(bundle, execution_horizon)
+            runner = runner or EpisodeRunner(source)
             for message in runner.run(job):
                 connection.send(message)
             connection.send(None)
@@ -197,12 +196,11 @@ def _end_with_parent() -> None:
 class EpisodeRunner:
     """One simulator and the policies that its jobs asked for, loaded on first use."""
 
-    def __init__(self, bundle: str, execution_horizon: int | None = None) -> None:
+    def __init__(self, source: PolicySource) -> None:
         from vlaq_ros.sim.robot import SimRobot
 
         self._robot = SimRobot()
-        self._bundle = bundle
-        self._execution_horizon = execution_horizon
+        self._source = source
         self._policies: dict[Config, Policy] = {}
         self._warm: set[Config] = set()
 
@@ -212,9 +210,7 @@ class EpisodeRunner:
         for config in sorted(job.configs, key=lambda config: not config.is_reference):
             for needed in (config.reference, config) if job.open_loop else (config,):
                 if needed not in self._policies:
-                    self._policies[needed] = load_policy(
-                        self._bundle, precision=needed.precision, head=needed.head, threads=1
-                    )
+                    self._policies[needed] = self._source.load(needed)
                     yield Loaded(needed, self._policies[needed].memory())
             if config.is_reference:
                 references[config.head] = self._roll_out(config, job, keep=job.open_loop)
@@ -230,7 +226,7 @@ class EpisodeRunner:
             self._robot,
             self._policies[config],
             job.episode,
-            execution_horizon=self._execution_horizon,
+            execution_horizon=self._source.execution_horizon,
             keep_observations=keep,
         )
 
@@ -249,7 +245,7 @@ class EpisodeRunner:
         """Return the drift of the actions this policy answers to what the reference saw."""
         policy = self._policies[config]
         policy.reset()
-        horizon = self._execution_horizon or policy.spec.execution_horizon
+        horizon = self._source.execution_horizon or policy.spec.execution_horizon
         rows = [policy.infer(o).actions[:horizon] for o in reference.observations]
         actions = np.concatenate(rows)[: len(reference.actions)]
         drift = open_loop_drift(actions, reference.actions, policy.spec.action)

@@ -1,0 +1,31 @@
+"""
+Names of the precisions a policy can run at.
+
+    fp32, bf16    float weights, inputs of the same type
+    w8, w4        8- or 4-bit weights; inputs of 16 bits
+    w8a8, w4a8    the same weights; inputs rounded per token to 8 bits
+    packed        a packed bundle as it was stored
+    default       the first that the bundle has
+"""
+
+from vlaq_ros.policies.bundle import Bundle
+
+FLOAT_PRECISIONS = ('fp32', 'bf16')
+QUANTIZED_PRECISIONS = ('w8', 'w8a8', 'w4', 'w4a8')
+PACKED = 'packed'
+"""Exactly as a packed bundle was stored."""
+DEFAULT = 'default'
+"""The first precision of the bundle: fp32, or `packed` where it is packed."""
+PRECISIONS = (DEFAULT, *FLOAT_PRECISIONS, *QUANTIZED_PRECISIONS, PACKED)
+
+
+def precisions(bundle: Bundle) -> tuple[str, ...]:
+    """
+    Return the precisions that a bundle can be loaded at, the default first.
+
+    A packed bundle has no float weights left; its integer channels run at the precision they were
+    stored at or, where a level reads less of them, at that level.
+    """
+    if not bundle.is_packed:
+        return (*FLOAT_PRECISIONS, *QUANTIZED_PRECISIONS)
+    return (PACKED, *(name for name in QUANTIZED_PRECISIONS if bundle.is_nested or 'w8' in name))
