@@ -7,6 +7,7 @@ machine never share one, and a killed run frees its domain by itself.
 """
 
 import fcntl
+import importlib.util
 import os
 import tempfile
 from pathlib import Path
@@ -42,3 +43,14 @@ def ros_domain(monkeypatch):
         monkeypatch.setenv('ROS_LOCALHOST_ONLY', '1')
     yield domain
     os.close(descriptor)
+
+
+@pytest.fixture(scope='session')
+def recorded_arm():
+    """The module `recorded_arm.py`, which writes bags; tests are no package to import it from."""
+    pytest.importorskip('rosbags', reason='needs rosbags')
+    path = Path(__file__).with_name('recorded_arm.py')
+    module_spec = importlib.util.spec_from_file_location('recorded_arm', path)
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    return module
