@@ -1,0 +1,65 @@
+"""A tiny reference policy with random weights, and batches of random observations."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from vlaq_ros.calibration.method import CalibrationContext
+from vlaq_ros.calibration.reference import ReferenceBatch, ReferenceForward, reference_structure
+from vlaq_ros.policies.reference import QUANTIZED_ROLES, layer_roles
+from vlaq_ros.policies.reference_model import ReferenceConfig, ReferenceModel
+from vlaq_ros.policies.toy import toy_spec
+
+CONFIG = ReferenceConfig(
+    8,
+    6,
+    (('front', 32, 32), ('wrist', 16, 16)),
+    4,
+    4,
+    8,
+    hidden_size=32,
+    layers=2,
+    heads=2,
+    intermediate_size=48,
+    dit_layers=1,
+    bins=16,
+)
+
+
+def _batch(generator: torch.Generator, size: int) -> ReferenceBatch:
+    images = {
+        name: torch.rand(size, 3, height, width, generator=generator) * 2 - 1
+        for name, height, width in CONFIG.cameras
+    }
+    words = torch.randint(2, 8, (size, 6), generator=generator)
+    words[:, 4:] = 0
+    return ReferenceBatch(images, torch.randn(size, 4, generator=generator), words)
+
+
+@pytest.fixture
+def context() -> CalibrationContext:
+    """A context of its own for every test; the modulation of the flow head is not zero."""
+    torch.manual_seed(0)
+    model = ReferenceModel(CONFIG).eval()
+    for block in model.dit:
+        torch.nn.init.normal_(block.adaln.weight, std=0.2)
+        torch.nn.init.normal_(block.adaln.bias, std=0.2)
+        torch.nn.init.normal_(block.norm2.bias, std=0.2)
+    model.requires_grad_(False)
+    spec = dataclasses.replace(toy_spec(), family='reference', name='tiny')
+    roles = layer_roles(model)
+    generator = torch.Generator().manual_seed(1)
+    return CalibrationContext(
+        model=model,
+        layers={name: role for name, role in roles.items() if role in QUANTIZED_ROLES},
+        forward=ReferenceForward(model, spec, spec.heads),
+        decode=ReferenceForward(model, spec, spec.heads, decoded=True),
+        batches=[_batch(generator, 8) for _ in range(2)],
+        held_out=[_batch(generator, 8)],
+        spec=spec.action,
+        action_scale=torch.tensor(spec.action_std),
+        structure=reference_structure(model),
+        budget_bits=4.0,
+        group_size=16,
+    )
