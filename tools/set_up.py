@@ -268,21 +268,23 @@ def build_key(installation: str) -> str:
     """
     Return what the build depends on.
 
-    With --symlink-install an edited Python file needs no build; a new or removed one does.
+    With --symlink-install an edited Python file needs no build; a new or removed one does, and so
+    does any change to what is compiled.
     """
     digest = hashlib.sha256()
-    for path in sorted([ROOT / 'CMakeLists.txt', ROOT / 'package.xml', *ROOT.glob('msg/*.msg')]):
+    compiled = [*ROOT.glob('msg/*.msg'), *ROOT.glob('vlaq_ros/kernels/native/*')]
+    for path in sorted([ROOT / 'CMakeLists.txt', ROOT / 'package.xml', *compiled]):
         digest.update(path.name.encode() + path.read_bytes())
     for folder in ('vlaq_ros', 'launch', 'config', 'scripts'):
         for path in sorted((ROOT / folder).rglob('*')):
-            if '__pycache__' not in path.parts:
+            if '__pycache__' not in path.parts and path.suffix != '.so':
                 digest.update(str(path.relative_to(ROOT)).encode())
     return f'{installation} {digest.hexdigest()}'
 
 
 def build(ros: str) -> None:
     """Build with colcon, with the Python of the environment."""
-    print('building the messages into install/ ...', flush=True)
+    print('building the messages and the kernels into install/ ...', flush=True)
     environment = dict(os.environ, PATH=f'{VENV / "bin"}{os.pathsep}{os.environ["PATH"]}')
     environment.pop('_ROS_WHEELS_BOOTSTRAP_COMPLETE', None)  # belongs to another LD_LIBRARY_PATH
     if not ros:
