@@ -27,6 +27,7 @@ enum {
   VLAQ_ERROR_STORE = 4,      // not a store, or one of another version
   VLAQ_ERROR_PRECISION = 5,  // cap is not 4 or 8, or activation_bits not 2, 4, 8 or 16
   VLAQ_ERROR_ISA = 6,        // this processor cannot run the requested instructions
+  VLAQ_ERROR_MEMORY = 7,     // no memory for the activations
 };
 
 // Sizes of a layer. Rows are sorted by width: rows16 bfloat16 rows first, then 8-, 4- and 2-bit

@@ -1,0 +1,187 @@
+// Activations: quantized per token, or rounded to bfloat16, in the order of the dot products.
+//
+// Included by every <isa>.cpp inside an anonymous namespace, so that each compiles it with its own
+// flags. Sixteen values are handled at a time as a GCC vector; the compiler splits it as needed.
+
+typedef float Float16 __attribute__((vector_size(64)));
+typedef int32_t Int16 __attribute__((vector_size(64)));
+typedef int16_t Short16 __attribute__((vector_size(32)));
+typedef uint16_t UShort16 __attribute__((vector_size(32)));
+typedef int8_t Byte16 __attribute__((vector_size(16)));
+
+#define VLAQ_INLINE_MEMBER inline __attribute__((always_inline))
+#define VLAQ_INLINE static VLAQ_INLINE_MEMBER
+
+constexpr int32_t EXPONENT = 0x7F800000;
+
+// Sixteen inputs of a row of either type as float bits; what lies behind the row is zero.
+template <class T>
+VLAQ_INLINE Int16 load_bits(const T* x, int64_t left) {
+  if (sizeof(T) == 4) {
+    Int16 v = {};
+    if (left >= CHUNK) __builtin_memcpy(&v, x, sizeof v);
+    else __builtin_memcpy(&v, x, left * sizeof(T));
+    return v;
+  }
+  UShort16 v = {};
+  if (left >= CHUNK) __builtin_memcpy(&v, x, sizeof v);
+  else __builtin_memcpy(&v, x, left * sizeof(T));
+  return __builtin_convertvector(v, Int16) << 16;
+}
+
+VLAQ_INLINE Float16 as_floats(Int16 bits) {
+  Float16 v;
+  __builtin_memcpy(&v, &bits, sizeof v);
+  return v;
+}
+VLAQ_INLINE float as_float(int32_t bits) {
+  float v;
+  __builtin_memcpy(&v, &bits, sizeof v);
+  return v;
+}
+VLAQ_INLINE int32_t as_bits(float v) {
+  int32_t bits;
+  __builtin_memcpy(&bits, &v, sizeof bits);
+  return bits;
+}
+
+// The largest magnitude of a row as float bits: magnitudes compare like integers, and a result of
+// EXPONENT or more says that the row holds an infinity or a NaN.
+template <class T>
+VLAQ_INLINE int32_t largest_magnitude(const T* x, int64_t in) {
+  Int16 most = {};
+  for (int64_t k = 0; k < in; k += CHUNK) {
+    const Int16 magnitude = load_bits(x + k, in - k) & 0x7FFFFFFF;
+    most = magnitude > most ? magnitude : most;
+  }
+  int32_t result = 0;
+  for (int i = 0; i < CHUNK; i++) result = most[i] > result ? most[i] : result;
+  return result;
+}
+
+// Rounds to the nearest integer, ties to even, by pushing the fraction out of the mantissa.
+VLAQ_INLINE Int16 to_codes(Float16 scaled) {
+  const Float16 pushed = scaled + 12582912.0f;  // 1.5 * 2^23
+  Int16 bits;
+  __builtin_memcpy(&bits, &pushed, sizeof bits);
+  return bits - 0x4B400000;
+}
+
+// Writes 16 codes of one row: four words, or with PARTS = 2 four pairs of words that hold the even
+// and the odd ones of four codes as 16-bit numbers.
+template <int PARTS>
+VLAQ_INLINE void write_codes(int32_t* to, int rows, Int16 codes) {
+  if (PARTS == 1) {
+    const Byte16 bytes = __builtin_convertvector(codes, Byte16);
+    int32_t word[4];
+    __builtin_memcpy(word, &bytes, sizeof word);
+    for (int i = 0; i < 4; i++) to[i * rows] = word[i];
+  } else {
+    for (int i = 0; i < 4; i++) {
+      to[2 * i * rows] = (codes[4 * i] & 0xFFFF) | codes[4 * i + 2] * 65536;
+      to[(2 * i + 1) * rows] = (codes[4 * i + 1] & 0xFFFF) | codes[4 * i + 3] * 65536;
+    }
+  }
+}
+
+VLAQ_INLINE int32_t sum_of(Int16 v) {
+  int32_t sum = 0;
+  for (int i = 0; i < CHUNK; i++) sum += v[i];
+  return sum;
+}
+
+template <class T, int PARTS, bool SIGNED_WEIGHTS>
+VLAQ_INLINE void quantize_token(const Job& job, int64_t tile, int token, int rows) {
+  const Store& store = *job.store;
+  const int64_t in = store.in_features, K = store.padded_in;
+  const int64_t t = job.integer.first(tile) + token;
+  const T* x = static_cast<const T*>(job.x) + t * job.x_stride;
+  const int passes = job.integer.passes;
+  const int64_t before = job.integer.first(tile) * passes;  // rows in front of this tile
+  int32_t* to = job.codes + before * (K / 4) * PARTS + token * passes;
+
+  const float levels = job.activation_bits == 16 ? 32512.0f
+                       : job.activation_bits == 8 ? 127.0f
+                       : job.activation_bits == 4 ? 7.0f : 1.0f;
+  // Codes of 2 and 4 bits are doubled: an odd sum of codes times an odd twice-zero has no exact half.
+  const int doubled = job.activation_bits < 8;
+  const int32_t most = largest_magnitude(x, in);
+  const bool finite = most < EXPONENT, zero = most == 0 || !finite;
+  float inverse = zero ? 0.0f : levels / as_float(most), step = as_float(most) / levels;
+  if (as_bits(inverse) >= EXPONENT) {  // a tiny row: 1 / step must stay finite
+    inverse = 1e38f;
+    step = 1e-38f;
+  }
+  job.step[t] = finite ? (doubled ? step * 0.5f : step) : __builtin_nanf("");
+
+  for (int64_t segment = 0; segment < store.segments; segment++) {
+    const int64_t begin = segment * store.segment;
+    const int64_t end = begin + store.segment < K ? begin + store.segment : K;
+    Int16 sum_high = {}, sum_low = {};
+    for (int64_t k = begin; k < end; k += CHUNK) {
+      const Int16 codes =
+          zero ? Int16{} : to_codes(as_floats(load_bits(x + k, in - k)) * inverse) << doubled;
+      int32_t* word = to + k / 4 * rows * PARTS;
+      if (passes == 2) {
+        const Int16 high = (codes + 128) >> 8, low = codes - (high << 8);
+        write_codes<PARTS>(word, rows, high);
+        write_codes<PARTS>(word + 1, rows, low);
+        sum_high += high;
+        sum_low += low;
+      } else {
+        write_codes<PARTS>(word, rows, codes);
+        sum_high += codes;
+      }
+    }
+    const int32_t sums[2] = {sum_of(sum_high), sum_of(sum_low)};
+    for (int z = 0; z < ZEROS; z++) {
+      if (!job.start[z]) continue;
+      int32_t* start = job.start[z] + before * store.segments + segment * rows + token * passes;
+      // The half that an odd product loses is 1 / 30000 of the largest term of the sum at most;
+      // with two bytes the low one takes over the half of the high one.
+      const int64_t twice_zero = TWICE_ZERO[z] - (SIGNED_WEIGHTS ? 256 : 0);
+      const int64_t high = -twice_zero * sums[0], low = -twice_zero * sums[1] + (high & 1) * 256;
+      start[0] = int32_t(high >> 1);
+      if (passes == 2) start[1] = int32_t(low >> 1);
+    }
+  }
+}
+
+template <int PARTS, bool SIGNED_WEIGHTS>
+void quantize_tile(const Job& job, int64_t tile) {
+  const int tokens = job.integer.count(tile), rows = tokens * job.integer.passes;
+  for (int token = 0; token < tokens; token++) {
+    if (job.dtype == VLAQ_FLOAT32)
+      quantize_token<float, PARTS, SIGNED_WEIGHTS>(job, tile, token, rows);
+    else
+      quantize_token<uint16_t, PARTS, SIGNED_WEIGHTS>(job, tile, token, rows);
+  }
+}
+
+// The bits of float32 values rounded to bfloat16, to nearest, ties to even; in the low halves.
+// NaN may become infinity: rows that are not finite are marked elsewhere.
+VLAQ_INLINE Int16 round_bits(Int16 bits) { return (bits + 0x7FFF + (bits >> 16 & 1)) >> 16 & 0xFFFF; }
+
+template <class T>
+VLAQ_INLINE void round_token(const Job& job, int64_t tile, int token, int rows) {
+  const int64_t in = job.store->in_features, K = job.store->padded_in;
+  const int64_t t = job.rounded.first(tile) + token;
+  const T* x = static_cast<const T*>(job.x) + t * job.x_stride;
+  uint32_t* to = job.rounded_x + job.rounded.first(tile) * (K / 2) + token;
+  const bool finite = largest_magnitude(x, in) < EXPONENT;
+  job.valid[t] = finite ? 1.0f : __builtin_nanf("");
+  for (int64_t k = 0; k < K; k += CHUNK) {
+    const UShort16 halves = __builtin_convertvector(round_bits(load_bits(x + k, in - k)), UShort16);
+    uint32_t word[8];
+    __builtin_memcpy(word, &halves, sizeof word);
+    for (int i = 0; i < 8; i++) to[(k / 2 + i) * rows] = word[i];
+  }
+}
+
+static void round_tile(const Job& job, int64_t tile) {
+  const int rows = job.rounded.count(tile);
+  for (int token = 0; token < rows; token++) {
+    if (job.dtype == VLAQ_FLOAT32) round_token<float>(job, tile, token, rows);
+    else round_token<uint16_t>(job, tile, token, rows);
+  }
+}

@@ -1,0 +1,47 @@
+// AVX2 alone. Its dot product of bytes saturates at 16 bits, so codes and activations are widened to
+// 16 bits first; the sums are then exact.
+#include "job.h"
+
+#if defined(__x86_64__)
+
+#if !defined(__AVX2__)
+#error compile with -mavx2 -mfma -mf16c
+#endif
+
+#include <immintrin.h>
+
+#include <utility>
+
+namespace vlaq {
+namespace {
+
+#include "activations.h"
+#include "avx2.h"
+
+struct Isa : Avx2 {
+  static constexpr int MAX_ROWS = 6, PANEL_TILES = 1, PARTS = 2, STREAM_ROWS = 1;
+  static constexpr bool SIGNED_WEIGHTS = false;
+
+  template <int P>
+  VLAQ_INLINE I part(I v) {
+    return P ? _mm256_srli_epi16(v, 8) : _mm256_and_si256(v, _mm256_set1_epi16(0xFF));
+  }
+  VLAQ_INLINE void dot(I& sum, I weight, I x) {
+    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(weight, x));
+  }
+};
+
+#include "multiply.h"
+#include "tiles.h"
+
+const Kernels KERNELS = {"avx2", Isa::MAX_ROWS, Isa::PARTS, Isa::PANEL_TILES,
+                         quantize_tile<Isa::PARTS, Isa::SIGNED_WEIGHTS>, round_tile,
+                         integer_tiles, bfloat16_tiles};
+
+}  // namespace
+
+const Kernels* kernels_avx2() { return &KERNELS; }
+
+}  // namespace vlaq
+
+#endif

@@ -1,0 +1,73 @@
+// What one call of vlaq_linear hands to the code of an instruction set, and what it gets from it.
+#pragma once
+
+#include <stdint.h>
+
+#include "store.h"
+
+namespace vlaq {
+
+// Rows of activations cut into nearly equal tiles of at most `most` tokens. A token takes `passes`
+// rows: two when its codes have 16 bits (high bytes and low bytes), else one.
+struct Tiling {
+  int64_t tokens = 0, tiles = 0;
+  int passes = 1;
+
+  Tiling() = default;
+  Tiling(int64_t tokens_, int max_rows, int passes_) : tokens(tokens_), passes(passes_) {
+    const int64_t most = max_rows / passes;
+    tiles = (tokens + most - 1) / most;
+  }
+  int64_t first(int64_t tile) const {
+    const int64_t extra = tokens % tiles;
+    return tokens / tiles * tile + (tile < extra ? tile : extra);
+  }
+  int count(int64_t tile) const { return int(first(tile + 1) - first(tile)); }
+};
+
+// The value of an integer code u of the kernels is u - zero; twice the zero is a whole number.
+//   8 bits   u = q                     4 bits   u = 16 q
+//   8 bits, cap 4   u = q & 0xF0, whose middle is 7.5 higher: zero = 128 - 7.5
+//   2 bits   u = 64 q, zero = 64 * 1.5
+enum Zero { ZERO_FULL, ZERO_CAPPED, ZERO_TWO_BITS, ZEROS };
+constexpr int TWICE_ZERO[ZEROS] = {256, 241, 192};
+
+struct Job {
+  const Store* store;
+  int dtype;
+  const void* x;
+  int64_t x_stride;
+  void* y;
+  int64_t y_stride;
+  const float* bias;  // or null
+  int cap, activation_bits;
+
+  // Activations as the dot products take them, one block per tile of tokens; see activations.h.
+  Tiling integer, rounded;      // for the integer rows; for the bfloat16 rows
+  int32_t* codes;               // [tile][K / 4][rows][PARTS] groups of four codes
+  int32_t* start[ZEROS];        // [tile][segment][rows] -zero * (sum of the codes); null if not needed
+  float* step;                  // [tokens] value of one code; NaN for a row that is not finite
+  uint32_t* rounded_x;          // [tile][K / 2][rows] pairs of bfloat16
+  float* valid;                 // [tokens] 1, or NaN for a row that is not finite
+};
+
+// The code of one instruction set. `panel` is scratch memory of the calling thread.
+struct Kernels {
+  const char* name;
+  int max_rows;         // rows of activations per tile
+  int parts;            // dot products per group of four codes
+  int panel_tiles;      // tiles of channels that are multiplied together
+  void (*quantize)(const Job&, int64_t tile);
+  void (*round)(const Job&, int64_t tile);
+  void (*integer)(const Job&, int width, int first, int count, uint8_t* panel);
+  void (*bfloat16)(const Job&, int first, int count, uint8_t* panel);
+};
+
+const Kernels* kernels_avx512bf16();
+const Kernels* kernels_avx512vnni();
+const Kernels* kernels_avxvnni();
+const Kernels* kernels_avx2();
+const Kernels* kernels_neon();
+const Kernels* kernels_portable();
+
+}  // namespace vlaq

@@ -1,0 +1,231 @@
+// libvlaq_kernels: vlaq_linear. Sources and the flags each needs (C++17, no libraries but threads):
+//
+//     linear.cpp store.cpp isa.cpp pool.cpp portable.cpp    -O3
+//     avx512vnni.cpp    -O3 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mfma -mf16c
+//     avx512bf16.cpp    the same and -mavx512bf16
+//     avxvnni.cpp       -O3 -mavx2 -mfma -mf16c -mavxvnni
+//     avx2.cpp          -O3 -mavx2 -mfma -mf16c
+//     neon.cpp          -O3 -march=armv8.2-a+dotprod+fp16
+//
+// The last five are empty on other processors. All of them with -Wno-psabi, and with
+// -ffp-contract=off so that all round activations alike.
+#include <string.h>
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+
+#include "isa.h"
+#include "job.h"
+#include "pool.h"
+
+namespace vlaq {
+namespace {
+
+constexpr int64_t HUGE_PAGE = 2 << 20;
+
+// Memory that grows and is kept for the next call.
+class Scratch {
+ public:
+  Scratch() = default;
+  Scratch(const Scratch&) = delete;
+  ~Scratch() { free(memory_); }
+  uint8_t* reserve(int64_t bytes) {
+    if (bytes <= size_) return memory_;
+    const int64_t unit = bytes >= HUGE_PAGE ? HUGE_PAGE : 4096;
+    bytes = (bytes + unit - 1) / unit * unit;
+    free(memory_);
+    memory_ = static_cast<uint8_t*>(aligned_alloc(unit, bytes));
+    size_ = memory_ ? bytes : 0;
+    if (memory_ && unit == HUGE_PAGE) vlaq_advise_huge_pages(memory_, bytes);
+    return memory_;
+  }
+
+ private:
+  uint8_t* memory_ = nullptr;
+  int64_t size_ = 0;
+};
+
+thread_local Scratch activations;  // of the calls of this thread
+thread_local Scratch panels;       // of the tiles that this thread works on
+
+struct Call {
+  Job job;
+  const Kernels* kernels;
+  int64_t first[WIDTHS + 1];  // chunks of work in front of each width
+  int chunk_tiles[WIDTHS];
+  bool failed = false;        // no memory
+};
+
+// Divides the scratch memory of a call; the first run with a null base only counts the bytes.
+int64_t lay_out(Job* job, const Kernels& kernels, uint8_t* base) {
+  const Store& store = *job->store;
+  const int64_t K = store.padded_in, rows = job->integer.tokens * job->integer.passes;
+  int64_t end = 0;
+  auto take = [&](auto** pointer, int64_t count) {
+    *pointer = count ? reinterpret_cast<std::remove_pointer_t<decltype(pointer)>>(base + end) : nullptr;
+    end += (count * int64_t(sizeof **pointer) + 63) / 64 * 64;
+  };
+  const bool capped = store.rows[BITS8] && job->cap == 4;
+  const bool full = (store.rows[BITS8] && job->cap != 4) || store.rows[BITS4];
+  const bool two = store.rows[BITS2], integer = capped || full || two;
+  take(&job->codes, integer ? rows * (K / 4) * kernels.parts : 0);
+  take(&job->start[ZERO_FULL], full ? rows * store.segments : 0);
+  take(&job->start[ZERO_CAPPED], capped ? rows * store.segments : 0);
+  take(&job->start[ZERO_TWO_BITS], two ? rows * store.segments : 0);
+  take(&job->step, integer ? job->integer.tokens : 0);
+  take(&job->rounded_x, store.rows[BITS16] ? job->rounded.tokens * (K / 2) : 0);
+  take(&job->valid, store.rows[BITS16] ? job->rounded.tokens : 0);
+  return end;
+}
+
+void prepare_tile(void* context, int64_t index) {
+  const Call& call = *static_cast<Call*>(context);
+  const int64_t integer = call.job.codes ? call.job.integer.tiles : 0;
+  if (index < integer) call.kernels->quantize(call.job, index);
+  else call.kernels->round(call.job, index - integer);
+}
+
+void multiply_tiles(void* context, int64_t index) {
+  Call& call = *static_cast<Call*>(context);
+  const Store& store = *call.job.store;
+  int width = 0;
+  while (index >= call.first[width + 1]) width++;
+  const int most = call.chunk_tiles[width];
+  const int first = int(index - call.first[width]) * most;
+  const int count = std::min(most, store.tiles(width) - first);
+  if (width == BITS16) {
+    call.kernels->bfloat16(call.job, first, count, nullptr);
+    return;
+  }
+  uint8_t* panel = nullptr;
+  if (call.job.integer.tiles > 1) {
+    const int64_t tile = int64_t(store.padded_in) * TILE * call.kernels->parts;
+    panel = panels.reserve(tile * call.kernels->panel_tiles);
+    if (!panel) {
+      call.failed = true;
+      return;
+    }
+  }
+  call.kernels->integer(call.job, width, first, count, panel);
+}
+
+template <class T>
+bool is_finite(T x);
+template <>
+bool is_finite(float x) { return std::isfinite(x); }
+template <>
+bool is_finite(uint16_t x) { return (x & 0x7F80) != 0x7F80; }
+
+// Channels without a row: the bias, or NaN in a row that is not finite.
+template <class T>
+void put_pruned(const Job& job) {
+  const Store& store = *job.store;
+  const int32_t* channels = reinterpret_cast<const int32_t*>(store.at(store.pruned_channels));
+  for (int64_t t = 0; t < job.integer.tokens; t++) {
+    const T* x = static_cast<const T*>(job.x) + t * job.x_stride;
+    T* y = static_cast<T*>(job.y) + t * job.y_stride;
+    const bool finite = job.step ? std::isfinite(job.step[t])
+                                 : std::all_of(x, x + store.in_features, is_finite<T>);
+    for (int32_t i = 0; i < store.pruned; i++) {
+      const float bias = job.bias ? job.bias[channels[i]] : 0.0f, value = finite ? bias : NAN;
+      uint32_t bits;
+      memcpy(&bits, &value, 4);
+      if constexpr (sizeof(T) == 4) y[channels[i]] = value;
+      else y[channels[i]] = std::isnan(value) ? 0x7FC0 : T((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+    }
+  }
+}
+
+// Work is handed out in chunks of tiles: large enough to read memory in long runs, small enough
+// that the threads end together.
+void plan_work(Call* call, int threads) {
+  const Store& store = *call->job.store;
+  const int pair = call->kernels->panel_tiles;
+  call->first[0] = 0;
+  for (int width = 0; width < WIDTHS; width++) {
+    const int tiles = store.tiles(width), even = tiles / (8 * threads) / pair * pair;
+    call->chunk_tiles[width] = threads == 1 ? std::max(tiles, 1) : std::max(pair, std::min(even, 16));
+    const int chunk = call->chunk_tiles[width];
+    call->first[width + 1] = call->first[width] + (tiles + chunk - 1) / chunk;
+  }
+}
+
+}  // namespace
+}  // namespace vlaq
+
+using namespace vlaq;
+
+extern "C" int vlaq_linear(const void* bytes, int dtype, const void* x, int64_t x_stride,
+                           int64_t tokens, const float* bias, void* y, int64_t y_stride, int cap,
+                           int activation_bits, int threads) {
+  const Store* store = open_store(bytes);
+  if (!store) return VLAQ_ERROR_STORE;
+  if (tokens < 0 || (dtype != VLAQ_FLOAT32 && dtype != VLAQ_BFLOAT16)) return VLAQ_ERROR_SHAPE;
+  const bool known = activation_bits == 2 || activation_bits == 4 || activation_bits == 8 ||
+                     activation_bits == 16;
+  if ((cap != 4 && cap != 8) || !known) return VLAQ_ERROR_PRECISION;
+  const Kernels* kernels = active_kernels();
+  if (!kernels) return VLAQ_ERROR_ISA;
+  if (!tokens) return VLAQ_OK;
+  threads = std::max(threads, 1);
+
+  Call call{};
+  Job& job = call.job;
+  job.store = store;
+  job.dtype = dtype;
+  job.x = x;
+  job.x_stride = x_stride;
+  job.y = y;
+  job.y_stride = y_stride;
+  job.bias = bias;
+  job.cap = cap;
+  job.activation_bits = activation_bits;
+  job.integer = Tiling(tokens, kernels->max_rows, activation_bits == 16 ? 2 : 1);
+  job.rounded = Tiling(tokens, kernels->max_rows, 1);
+  call.kernels = kernels;
+  uint8_t* scratch = activations.reserve(lay_out(&job, *kernels, nullptr));
+  if (!scratch) return VLAQ_ERROR_MEMORY;
+  lay_out(&job, *kernels, scratch);
+
+  plan_work(&call, threads);
+  const int64_t prepared = (job.codes ? job.integer.tiles : 0) + (job.rounded_x ? job.rounded.tiles : 0);
+  run_parallel(threads, prepared, prepare_tile, &call);
+  if (store->pruned) dtype == VLAQ_FLOAT32 ? put_pruned<float>(job) : put_pruned<uint16_t>(job);
+  run_parallel(threads, call.first[WIDTHS], multiply_tiles, &call);
+  return call.failed ? VLAQ_ERROR_MEMORY : VLAQ_OK;
+}
+
+extern "C" int vlaq_abi_version(void) { return VLAQ_ABI_VERSION; }
+
+extern "C" const char* vlaq_error_text(int error) {
+  switch (error) {
+    case VLAQ_OK: return "no error";
+    case VLAQ_ERROR_SHAPE: return "a size is not positive, too large, or inconsistent with the rows";
+    case VLAQ_ERROR_GROUP: return "the group size is neither a multiple of 16 nor at least in_features";
+    case VLAQ_ERROR_ORDER: return "the order holds a channel twice or one that does not exist";
+    case VLAQ_ERROR_STORE: return "not a store of this version, or not aligned to 64 bytes";
+    case VLAQ_ERROR_PRECISION: return "the cap is not 4 or 8, or activation_bits not 2, 4, 8 or 16";
+    case VLAQ_ERROR_ISA: return "this processor or build cannot run the requested instructions";
+    case VLAQ_ERROR_MEMORY: return "not enough memory for the activations";
+    default: return "unknown error";
+  }
+}
+
+extern "C" int vlaq_pin_workers(const int32_t* cpus, int count) {
+  if (count < 0 || (count && !cpus)) return VLAQ_ERROR_SHAPE;
+  pin_workers(cpus, count);
+  return VLAQ_OK;
+}
+
+extern "C" void vlaq_advise_huge_pages(void* store, int64_t bytes) {
+#if defined(MADV_HUGEPAGE)
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(store) + 4095) / 4096 * 4096;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(store) + bytes) / 4096 * 4096;
+  if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#else
+  (void)store;
+  (void)bytes;
+#endif
+}

@@ -1,0 +1,167 @@
+// From sums to outputs, and the loop over the tokens for a run of tiles of channels.
+//
+// Included by every <isa>.cpp inside an anonymous namespace, after activations.h and multiply.h.
+
+// Where the sums of up to NB tiles of channels go.
+template <int NB>
+struct Destination {
+  const int32_t* channels[NB];
+  bool contiguous[NB];
+  float bias[NB][TILE];
+
+  Destination(const Job& job, int width, int first) {
+    for (int n = 0; n < NB; n++) {
+      channels[n] = job.store->tile_channels(width, first + n);
+      contiguous[n] = channels[n][0] >= 0;
+      for (int i = 0; i < TILE; i++) {
+        contiguous[n] = contiguous[n] && channels[n][i] == channels[n][0] + i;
+        bias[n][i] = job.bias && channels[n][i] >= 0 ? job.bias[channels[n][i]] : 0.0f;
+      }
+    }
+  }
+};
+
+VLAQ_INLINE Float16 load_floats(const float* from) {
+  Float16 v;
+  __builtin_memcpy(&v, from, sizeof v);
+  return v;
+}
+
+// float32 -> bfloat16 to nearest even; a NaN stays one.
+VLAQ_INLINE UShort16 to_bfloat16(Float16 v) {
+  Int16 bits;
+  __builtin_memcpy(&bits, &v, sizeof bits);
+  const Int16 is_nan = (bits & 0x7FFFFFFF) > EXPONENT;
+  return __builtin_convertvector((round_bits(bits) & ~is_nan) | (0x7FC0 & is_nan), UShort16);
+}
+
+template <class T, class V>
+VLAQ_INLINE void put(T* y, V values, const int32_t* channels, bool contiguous) {
+  if (contiguous) {
+    __builtin_memcpy(y + channels[0], &values, sizeof values);
+    return;
+  }
+  T value[TILE];
+  __builtin_memcpy(value, &values, sizeof values);
+  for (int i = 0; i < TILE; i++)
+    if (channels[i] >= 0) y[channels[i]] = value[i];
+}
+
+// Writes the outputs of the tokens of one tile. Two rows of sums per token are high and low byte.
+template <int NB>
+VLAQ_INLINE void put_tile(const Job& job, const Tiling& tiling, int64_t tile, const float* sums,
+                          const float* token_scale, float factor, const Destination<NB>& to) {
+  const int64_t first = tiling.first(tile);
+  const int tokens = tiling.count(tile), passes = tiling.passes;
+  for (int i = 0; i < tokens; i++) {
+    const float scale = token_scale[first + i] * factor;
+    for (int n = 0; n < NB; n++) {
+      const float* from = sums + (i * passes * NB + n) * TILE;
+      Float16 sum = load_floats(from);
+      if (passes == 2) sum = sum * 256.0f + load_floats(from + NB * TILE);
+      const Float16 y = sum * scale + load_floats(to.bias[n]);
+      const int64_t row = (first + i) * job.y_stride;
+      if (job.dtype == VLAQ_FLOAT32)
+        put(static_cast<float*>(job.y) + row, y, to.channels[n], to.contiguous[n]);
+      else
+        put(static_cast<uint16_t*>(job.y) + row, to_bfloat16(y), to.channels[n], to.contiguous[n]);
+    }
+  }
+}
+
+typedef void Multiply(const Operands&);
+
+// One entry per number of rows, 1 first.
+template <class Codes, int NB, PanelUse PANEL, int... ROWS>
+constexpr Multiply* multiply_for(int rows, std::integer_sequence<int, ROWS...>) {
+  constexpr Multiply* table[] = {multiply<Codes, ROWS + 1, NB, PANEL>...};
+  return table[rows - 1];
+}
+template <int NB, int... ROWS>
+constexpr Multiply* multiply16_for(int rows, std::integer_sequence<int, ROWS...>) {
+  constexpr Multiply* table[] = {multiply16<ROWS + 1, NB>...};
+  return table[rows - 1];
+}
+typedef std::make_integer_sequence<int, Isa::MAX_ROWS> AllRows;
+
+// NB tiles of channels times all tokens. With several tiles of tokens the first one leaves the
+// unpacked codes behind in a panel that stays in the second-level cache.
+template <class Codes, int NB>
+void integer_panel(const Job& job, int width, int first, Zero zero, float factor, uint8_t* panel) {
+  const Store& store = *job.store;
+  const Tiling& tiling = job.integer;
+  const int64_t bytes = store.tile_bytes(width), K = store.padded_in;
+  alignas(64) float sums[Isa::MAX_ROWS * NB * TILE];
+  const Destination<NB> to(job, width, first);
+  Operands o;
+  o.high = store.at(store.codes[width] + first * bytes);
+  o.low = store.at(store.low8 + first * bytes);
+  o.tile_bytes = bytes;
+  o.panel = panel;
+  o.scale = store.tile_scale(width, first);
+  o.scale_tile = int64_t(store.segments) * TILE;
+  o.sums = sums;
+  o.chunks = K / CHUNK;
+  o.segment_chunks = store.segment / CHUNK;
+  for (int64_t tile = 0; tile < tiling.tiles; tile++) {
+    const int64_t before = tiling.first(tile) * tiling.passes;
+    const int rows = tiling.count(tile) * tiling.passes;
+    o.codes = job.codes + before * (K / 4) * Isa::PARTS;
+    o.start = job.start[zero] + before * store.segments;
+    if (tile) multiply_for<Codes, NB, READ_PANEL>(rows, AllRows())(o);
+    else if (tiling.tiles > 1) multiply_for<Codes, NB, WRITE_PANEL>(rows, AllRows())(o);
+    else multiply_for<Codes, NB, NO_PANEL>(rows, AllRows())(o);
+    put_tile<NB>(job, tiling, tile, sums, job.step, factor, to);
+  }
+}
+
+template <int NB>
+void bfloat16_panel(const Job& job, int first) {
+  const Store& store = *job.store;
+  const Tiling& tiling = job.rounded;
+  alignas(64) float sums[Isa::MAX_ROWS * NB * TILE];
+  const Destination<NB> to(job, BITS16, first);
+  Operands o = {};
+  o.tile_bytes = store.tile_bytes(BITS16);
+  o.high = store.at(store.codes[BITS16] + first * o.tile_bytes);
+  o.sums = sums;
+  o.chunks = store.padded_in / CHUNK;
+  for (int64_t tile = 0; tile < tiling.tiles; tile++) {
+    const int64_t before = tiling.first(tile);
+    o.codes = reinterpret_cast<const int32_t*>(job.rounded_x) + before * (store.padded_in / 2);
+    multiply16_for<NB>(tiling.count(tile), AllRows())(o);
+    put_tile<NB>(job, tiling, tile, sums, job.valid, 1.0f, to);
+  }
+}
+
+template <class Codes>
+void integer_codes(const Job& job, int width, int first, int count, Zero zero, float factor,
+                   uint8_t* panel) {
+  // One token is bound by memory: one tile at a time reads every plane from front to back.
+  const bool single = job.integer.tokens * job.integer.passes <= Isa::STREAM_ROWS;
+  int tile = first;
+  if (Isa::PANEL_TILES > 1 && !single)
+    for (; tile + Isa::PANEL_TILES <= first + count; tile += Isa::PANEL_TILES)
+      integer_panel<Codes, Isa::PANEL_TILES>(job, width, tile, zero, factor, panel);
+  for (; tile < first + count; tile++)
+    integer_panel<Codes, 1>(job, width, tile, zero, factor, panel);
+}
+
+void integer_tiles(const Job& job, int width, int first, int count, uint8_t* panel) {
+  if (width == BITS8 && job.cap == 4)
+    integer_codes<Nibbles>(job, width, first, count, ZERO_CAPPED, 1.0f, panel);
+  else if (width == BITS8)
+    integer_codes<Bytes>(job, width, first, count, ZERO_FULL, 1.0f, panel);
+  else if (width == BITS4)
+    integer_codes<Nibbles>(job, width, first, count, ZERO_FULL, 1.0f / 16, panel);
+  else
+    integer_codes<Pairs>(job, width, first, count, ZERO_TWO_BITS, 1.0f / 64, panel);
+}
+
+void bfloat16_tiles(const Job& job, int first, int count, uint8_t*) {
+  int tile = first;
+  if (Isa::PANEL_TILES > 1 && job.rounded.tokens > Isa::STREAM_ROWS)
+    for (; tile + Isa::PANEL_TILES <= first + count; tile += Isa::PANEL_TILES)
+      bfloat16_panel<Isa::PANEL_TILES>(job, tile);
+  for (; tile < first + count; tile++) bfloat16_panel<1>(job, tile);
+}
