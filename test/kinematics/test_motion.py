@@ -13,10 +13,12 @@ from vlaq_ros.kinematics import lie
 from vlaq_ros.kinematics.motion import (
     MIN_ROTATION_RAD,
     MotionOptions,
+    MotionReading,
     MotionScale,
     MotionTracker,
     OnlineMotionScale,
     fit_motion_scale,
+    motion_phase,
     read_episode,
     step_increments,
 )
@@ -272,3 +274,16 @@ def test_every_offending_value_is_listed():
     assert 'rotation_rad = nan' in str(error.value)
     with pytest.raises(ConfigError, match='both absent'):
         MotionScale(None, None)
+
+
+@pytest.mark.parametrize(
+    ('sensitivity', 'gripper_moves', 'phase'),
+    [(0.1, False, 'coarse'), (0.5, False, 'coarse'), (0.6, False, 'fine'), (0.1, True, 'gripper')],
+)
+def test_a_phase_is_a_grasp_or_told_by_the_sensitivity(sensitivity, gripper_moves, phase):
+    reading = MotionReading(None, None, sensitivity)
+    assert motion_phase(reading, gripper_moves) == phase
+
+
+def test_during_warm_up_the_phase_is_fine():
+    assert motion_phase(MotionReading(None, None, None), False) == 'fine'

@@ -2,11 +2,14 @@
 How far a quantized policy is from its reference, in metres and radians.
 
 Open loop, both answer the same observations and their actions are compared: one by one (per step)
-and after composing all of them on SE(3) from one start (accumulated). Closed loop, the positions
-of two arms that started alike are compared over time. What a policy does not command is NaN, never
-0: no drift in rotation and no rotation are different findings.
+and after composing all of them on SE(3) from one start (accumulated). Chunk after chunk this gives
+a stream, over a window or an episode; evaluation, calibration and the node measure it here. Closed
+loop, the positions of two arms that started alike are compared over time. What a policy does not
+command is NaN, never 0: no drift in rotation and no rotation are different findings.
 """
 
+from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +17,8 @@ from numpy.typing import NDArray
 
 from vlaq_ros.kinematics.actions import gripper_openings, select_dimensions, to_target_pose
 from vlaq_ros.kinematics.lie import IDENTITY, angle_between, so3_exp
+from vlaq_ros.kinematics.motion import step_increments
+from vlaq_ros.kinematics.smoothness import jerk_ratio, spectral_arc_length
 from vlaq_ros.types import POSITION_NAMES, ROTATION_NAMES, ActionSpec, Pose
 
 EARLY_STEP = 12
@@ -42,6 +47,34 @@ class Drift:
     rotation_accumulated_rad: float
     gripper_disagreement: float
     steps: int
+
+
+@dataclass(frozen=True)
+class StreamDrift:
+    """
+    Difference of two streams of chunks; the executed part of each chunk counts.
+
+    Attributes:
+        whole: All actions composed from one start: what is reached when nothing corrects it.
+        position_per_chunk_m: Mean over the chunks of the drift accumulated in one chunk [m].
+        rotation_per_chunk_rad: The same for the rotation [rad]; NaN: none commanded.
+        jerk_ratio: Mean squared linear jerk over that of the reference; NaN with fewer than three
+            velocities, without positions, and when neither stream has any.
+        angular_jerk_ratio: The same for the rotation.
+        sparc: Smoothness of the linear velocity, closer to 0 is smoother; NaN with fewer than two
+            velocities, without positions, and at rest.
+        reference_sparc: The same of the reference.
+        chunks: Number of chunks.
+    """
+
+    whole: Drift
+    position_per_chunk_m: float
+    rotation_per_chunk_rad: float
+    jerk_ratio: float
+    angular_jerk_ratio: float
+    sparc: float
+    reference_sparc: float
+    chunks: int
 
 
 @dataclass(frozen=True)
@@ -116,6 +149,83 @@ def open_loop_drift(quantized: NDArray, reference: NDArray, spec: ActionSpec) ->
     )
 
 
+def stream_drift(chunks: Iterable[tuple[NDArray, NDArray]], spec: ActionSpec) -> StreamDrift:
+    """
+    Compare two streams, given as pairs (quantized, reference) of executed rows [n, dim].
+
+    Raises:
+        ConfigError: The spec leaves the meaning of an absolute action open.
+        ValueError: There is no chunk, or the two of a pair differ in shape, are empty or not
+            finite.
+    """
+    chunks = list(chunks)
+    if not chunks:
+        raise ValueError('a stream needs at least one chunk')
+    single = [open_loop_drift(quantized, reference, spec) for quantized, reference in chunks]
+    quantized, reference = (np.concatenate(stream) for stream in zip(*chunks))
+    velocities = step_increments(quantized, spec) / spec.period_s
+    velocities_ref = step_increments(reference, spec) / spec.period_s
+    has_position = any(name in POSITION_NAMES for name in spec.names)
+    is_long = len(velocities) >= 3
+    linear, linear_ref = velocities[:, :3], velocities_ref[:, :3]
+    angular, angular_ref = velocities[:, 3:], velocities_ref[:, 3:]
+    return StreamDrift(
+        whole=single[0] if len(single) == 1 else open_loop_drift(quantized, reference, spec),
+        position_per_chunk_m=float(np.mean([drift.position_accumulated_m for drift in single])),
+        rotation_per_chunk_rad=float(np.mean([d.rotation_accumulated_rad for d in single])),
+        jerk_ratio=jerk_ratio(linear, linear_ref) if is_long and has_position else np.nan,
+        angular_jerk_ratio=(
+            jerk_ratio(angular, angular_ref) if is_long and spec.has_rotation else np.nan
+        ),
+        sparc=_sparc(linear, spec) if has_position else np.nan,
+        reference_sparc=_sparc(linear_ref, spec) if has_position else np.nan,
+        chunks=len(chunks),
+    )
+
+
+class DriftWindow:
+    """
+    Drift of the chunks of the last while, or of the whole episode.
+
+    Args:
+        spec: What the actions mean.
+        window_ns: Chunks whose observation is this much older than the newest are forgotten; None:
+            all since `reset` are kept.
+    """
+
+    def __init__(self, spec: ActionSpec, window_ns: int | None = None) -> None:
+        if window_ns is not None and window_ns <= 0:
+            raise ValueError(f'window_ns must be positive, got {window_ns}')
+        self.spec = spec
+        self.window_ns = window_ns
+        self._chunks: deque[tuple[int, NDArray, NDArray]] = deque()
+
+    def reset(self) -> None:
+        """Begin a new episode."""
+        self._chunks.clear()
+
+    def add(self, quantized: NDArray, reference: NDArray, observed_ns: int) -> StreamDrift:
+        """
+        Take the executed rows [n, dim] of one chunk and of its reference; return the drift now.
+
+        An observation before the last one means that the clock was set back, e.g. by a looped bag:
+        the window starts again with it.
+
+        Raises:
+            ConfigError: The spec leaves the meaning of an absolute action open.
+            ValueError: The two differ in shape, are empty or not finite; the window is unchanged.
+        """
+        chunks = self._chunks.copy()
+        if chunks and observed_ns < chunks[-1][0]:
+            chunks.clear()
+        chunks.append((observed_ns, np.array(quantized), np.array(reference)))
+        while self.window_ns is not None and observed_ns - chunks[0][0] >= self.window_ns:
+            chunks.popleft()
+        drift = stream_drift((chunk[1:] for chunk in chunks), self.spec)
+        self._chunks = chunks
+        return drift
+
+
 def closed_loop_drift(positions_q: NDArray, positions_ref: NDArray) -> ClosedLoopDrift:
     """
     Compare the positions [steps, 3] in m of two arms that started alike, row by row.
@@ -147,3 +257,7 @@ def _gripper_disagreement(quantized: NDArray, reference: NDArray, spec: ActionSp
     if first is None or second is None:
         return float('nan')
     return float(np.mean((first >= _HALF_OPEN) != (second >= _HALF_OPEN)))
+
+
+def _sparc(velocities: NDArray, spec: ActionSpec) -> float:
+    return spectral_arc_length(velocities, spec.period_s) if len(velocities) >= 2 else float('nan')

@@ -282,6 +282,22 @@ class MotionTracker:
         return max(0.0, weight * fineness + (1.0 - weight) * jerk)
 
 
+PHASES = ('gripper', 'fine', 'coarse')
+"""What an arm does, as far as errors of a policy differ between them."""
+
+
+def motion_phase(reading: MotionReading, gripper_moves: bool, fine_above: float = 0.5) -> str:
+    """
+    Return one of `PHASES` for the step of a reading; before the windows are full it is `fine`.
+
+    Reconstruction: no source names phases; this is the coarsest split that keeps grasps apart.
+    """
+    if gripper_moves:
+        return 'gripper'
+    is_coarse = reading.sensitivity is not None and reading.sensitivity <= fine_above
+    return 'coarse' if is_coarse else 'fine'
+
+
 def read_episode(
     actions: NDArray, spec: ActionSpec, scale: MotionScale, options: MotionOptions | None = None
 ) -> list[MotionReading]:
