@@ -55,6 +55,11 @@ def test_an_unknown_sensitivity_is_full_precision_at_once(unknown):
     assert (decision.level, decision.reason) == (FP, Reason.WARM_UP)
 
 
+def test_after_an_unknown_sensitivity_lowering_takes_its_time_again():
+    rule = make_rule(delay=2)
+    assert run(rule, [0.0, 0.0, None, 0.0, 0.0]) == [FP, A2, FP, FP, A2]
+
+
 def test_the_largest_sensitivity_of_the_executed_part_counts_and_not_the_mean():
     rule = make_rule(delay=1)
     assert decide(rule, 0.0, 0.3, 0.0, 0.0).level == A8

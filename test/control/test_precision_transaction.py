@@ -268,6 +268,23 @@ def test_levels_that_failed_are_not_tried_again_at_once():
     assert transaction.request(LOW, 'coarse motion', 6 * SECOND)
 
 
+def test_levels_that_were_taken_back_are_not_tried_again_at_once():
+    switch, policy = make_switch(retry_s=5.0)
+    switch.transaction.request(LOW, 'coarse motion', 0)
+    switch.prepare(0)
+    infer(switch, policy, SECOND, error='the actions are not finite')
+    assert not switch.transaction.request(LOW, 'coarse motion', 2 * SECOND)
+    assert switch.transaction.request(LOW, 'coarse motion', 6 * SECOND)
+
+
+def test_an_inference_does_not_carry_out_a_change_that_is_out_of_time():
+    switch, policy = make_switch(time_limit_s=2.0)
+    switch.transaction.request(LOW, 'coarse motion', 0)
+    switch.prepare(0)
+    assert infer(switch, policy, 3 * SECOND) == HIGH
+    assert switch.transaction.history[-1].reason == 'prepared for over 2 s'
+
+
 def test_no_inference_begins_before_the_last_one_ended():
     transaction = PrecisionTransaction(HIGH)
     assert transaction.begin_inference()
