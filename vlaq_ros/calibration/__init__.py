@@ -1,0 +1,1 @@
+"""From recordings to bits: samples, sensitivity, allocation, and the published methods."""
