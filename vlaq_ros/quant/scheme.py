@@ -210,7 +210,7 @@ def _is_int(value: object) -> bool:
 
 
 WEIGHT_LEVELS = {
-    'w8': QuantScheme(8, PerChannel()),
-    'w4': QuantScheme(4, PerGroup(64)),
+    'w8': LayerScheme(8),
+    'w4': LayerScheme(4, 64),
 }
 """Precision level of a policy -> scheme of its weights."""
