@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from vlaq_ros.kinematics.drift import DriftWindow, open_loop_drift, stream_drift
+from vlaq_ros.kinematics.drift import DriftWindow, integrate, open_loop_drift, stream_drift
+from vlaq_ros.kinematics.lie import angle_between
 from vlaq_ros.kinematics.smoothness import mean_squared_jerk, spectral_arc_length
 from vlaq_ros.types import GRIPPER_NAME, POSITION_NAMES, ROTATION_NAMES, ActionSpec
 
@@ -15,9 +16,9 @@ SECOND = 1_000_000_000
 RNG = np.random.default_rng(11)
 
 
-def make_spec(names=ALL_NAMES, delta=True):
+def make_spec(names=ALL_NAMES, delta=True, frame='base'):
     size = len(names)
-    return ActionSpec(names, ('1',) * size, 'base', delta, PERIOD_NS, (-1,) * size, (1,) * size)
+    return ActionSpec(names, ('1',) * size, frame, delta, PERIOD_NS, (-1,) * size, (1,) * size)
 
 
 def make_chunks(count=6, rows=4, dim=7):
@@ -52,6 +53,19 @@ def test_the_whole_is_the_open_loop_drift_of_all_rows():
     assert drift.position_per_chunk_m == pytest.approx(
         np.mean([one.position_accumulated_m for one in single])
     )
+
+
+@pytest.mark.parametrize('frame', ['base', 'tool'])
+@pytest.mark.parametrize('steps', [1, 2, 3, 7, 64, 101])
+def test_the_end_of_a_long_stream_is_where_composing_step_by_step_leads(frame, steps):
+    spec = make_spec(frame=frame)
+    quantized, reference = RNG.normal(size=(2, steps, 7)) * 0.3
+    ends = [integrate(actions, spec)[-1] for actions in (quantized, reference)]
+    drift = open_loop_drift(quantized, reference, spec)
+    distance = np.linalg.norm(ends[0].position - ends[1].position)
+    assert drift.position_accumulated_m == pytest.approx(distance, abs=1e-12)
+    angle = angle_between(ends[0].quat_xyzw, ends[1].quat_xyzw)
+    assert drift.rotation_accumulated_rad == pytest.approx(angle, abs=1e-12)
 
 
 def test_smoothness_is_that_of_the_commanded_velocities_across_chunks():
@@ -145,14 +159,18 @@ def test_a_chunk_that_is_refused_leaves_the_window_as_it_was():
     assert window.add(*chunks[2], SECOND) == stream_drift([chunks[0], chunks[2]], make_spec())
 
 
+def test_actions_of_another_size_are_a_programming_error():
+    with pytest.raises(ValueError, match='7 finite numbers, got actions of 8 numbers'):
+        stream_drift(make_chunks(dim=8), make_spec())
+
+
 def test_the_window_keeps_its_own_copy_of_the_rows():
-    quantized, reference = make_chunks()[0]
+    (quantized, reference), other = make_chunks(count=2)
+    expected = stream_drift([(quantized.copy(), reference), other], make_spec())
     window = DriftWindow(make_spec())
-    before = window.add(quantized, reference, 0)
+    window.add(quantized, reference, 0)
     quantized[:] = 1.0
-    again = window.add(*make_chunks(count=1)[0], SECOND)
-    assert before.position_per_chunk_m < 0.1
-    assert again.position_per_chunk_m < 0.1
+    assert window.add(*other, SECOND) == expected
 
 
 def test_a_stream_of_nothing_and_a_window_of_nothing_are_programming_errors():

@@ -16,7 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlaq_ros.kinematics.actions import gripper_openings, select_dimensions, to_target_pose
-from vlaq_ros.kinematics.lie import IDENTITY, angle_between, so3_exp
+from vlaq_ros.kinematics.lie import (
+    IDENTITY,
+    angle_between,
+    quat_multiply,
+    quat_normalize,
+    rotate,
+    so3_exp,
+)
 from vlaq_ros.kinematics.motion import step_increments
 from vlaq_ros.kinematics.smoothness import jerk_ratio, spectral_arc_length
 from vlaq_ros.types import POSITION_NAMES, ROTATION_NAMES, ActionSpec, Pose
@@ -128,6 +135,12 @@ def open_loop_drift(quantized: NDArray, reference: NDArray, spec: ActionSpec) ->
             'quantized and reference must both be [steps, dim] with at least one step, '
             f'got {list(quantized.shape)} and {list(reference.shape)}'
         )
+    is_finite = np.isfinite(quantized).all() and np.isfinite(reference).all()
+    if quantized.shape[1] != spec.dim or not is_finite:
+        raise ValueError(
+            f'every action must be {spec.dim} finite numbers, got actions of '
+            f'{quantized.shape[1]} numbers, finite: {is_finite}'
+        )
     step_m = np.linalg.norm(
         select_dimensions(quantized, spec, POSITION_NAMES)
         - select_dimensions(reference, spec, POSITION_NAMES),
@@ -137,7 +150,7 @@ def open_loop_drift(quantized: NDArray, reference: NDArray, spec: ActionSpec) ->
         so3_exp(select_dimensions(quantized, spec, ROTATION_NAMES)),
         so3_exp(select_dimensions(reference, spec, ROTATION_NAMES)),
     )
-    end, end_reference = integrate(quantized, spec)[-1], integrate(reference, spec)[-1]
+    end, end_reference = _end_pose(quantized, spec), _end_pose(reference, spec)
     end_rad = angle_between(end.quat_xyzw, end_reference.quat_xyzw)
     return Drift(
         position_per_step_m=float(step_m.mean()),
@@ -161,24 +174,26 @@ def stream_drift(chunks: Iterable[tuple[NDArray, NDArray]], spec: ActionSpec) ->
     chunks = list(chunks)
     if not chunks:
         raise ValueError('a stream needs at least one chunk')
-    single = [open_loop_drift(quantized, reference, spec) for quantized, reference in chunks]
+    return _join(chunks, [open_loop_drift(*pair, spec) for pair in chunks], spec)
+
+
+def _join(
+    chunks: list[tuple[NDArray, NDArray]], single: list[Drift], spec: ActionSpec
+) -> StreamDrift:
     quantized, reference = (np.concatenate(stream) for stream in zip(*chunks))
     velocities = step_increments(quantized, spec) / spec.period_s
     velocities_ref = step_increments(reference, spec) / spec.period_s
-    has_position = any(name in POSITION_NAMES for name in spec.names)
-    is_long = len(velocities) >= 3
+    is_long = len(velocities) >= 3  # what is not commanded stands still, without jerk: NaN
     linear, linear_ref = velocities[:, :3], velocities_ref[:, :3]
     angular, angular_ref = velocities[:, 3:], velocities_ref[:, 3:]
     return StreamDrift(
         whole=single[0] if len(single) == 1 else open_loop_drift(quantized, reference, spec),
         position_per_chunk_m=float(np.mean([drift.position_accumulated_m for drift in single])),
         rotation_per_chunk_rad=float(np.mean([d.rotation_accumulated_rad for d in single])),
-        jerk_ratio=jerk_ratio(linear, linear_ref) if is_long and has_position else np.nan,
-        angular_jerk_ratio=(
-            jerk_ratio(angular, angular_ref) if is_long and spec.has_rotation else np.nan
-        ),
-        sparc=_sparc(linear, spec) if has_position else np.nan,
-        reference_sparc=_sparc(linear_ref, spec) if has_position else np.nan,
+        jerk_ratio=jerk_ratio(linear, linear_ref) if is_long else np.nan,
+        angular_jerk_ratio=jerk_ratio(angular, angular_ref) if is_long else np.nan,
+        sparc=_sparc(linear, spec),
+        reference_sparc=_sparc(linear_ref, spec),
         chunks=len(chunks),
     )
 
@@ -198,7 +213,7 @@ class DriftWindow:
             raise ValueError(f'window_ns must be positive, got {window_ns}')
         self.spec = spec
         self.window_ns = window_ns
-        self._chunks: deque[tuple[int, NDArray, NDArray]] = deque()
+        self._chunks: deque[tuple[int, tuple[NDArray, NDArray], Drift]] = deque()
 
     def reset(self) -> None:
         """Begin a new episode."""
@@ -215,15 +230,15 @@ class DriftWindow:
             ConfigError: The spec leaves the meaning of an absolute action open.
             ValueError: The two differ in shape, are empty or not finite; the window is unchanged.
         """
-        chunks = self._chunks.copy()
+        pair = np.array(quantized), np.array(reference)
+        single = open_loop_drift(*pair, self.spec)
+        chunks = self._chunks
         if chunks and observed_ns < chunks[-1][0]:
             chunks.clear()
-        chunks.append((observed_ns, np.array(quantized), np.array(reference)))
+        chunks.append((observed_ns, pair, single))
         while self.window_ns is not None and observed_ns - chunks[0][0] >= self.window_ns:
             chunks.popleft()
-        drift = stream_drift((chunk[1:] for chunk in chunks), self.spec)
-        self._chunks = chunks
-        return drift
+        return _join([pair for _, pair, _ in chunks], [drift for *_, drift in chunks], self.spec)
 
 
 def closed_loop_drift(positions_q: NDArray, positions_ref: NDArray) -> ClosedLoopDrift:
@@ -250,6 +265,25 @@ def closed_loop_drift(positions_q: NDArray, positions_ref: NDArray) -> ClosedLoo
         at_step_12_m=float(distance[EARLY_STEP]) if steps > EARLY_STEP else np.nan,
         steps=steps,
     )
+
+
+def _end_pose(actions: NDArray, spec: ActionSpec) -> Pose:
+    """Return the last pose of `integrate` from the identity, in log2(n) vectorized products."""
+    if not spec.delta:
+        return to_target_pose(actions[-1], spec, IDENTITY)
+    position = select_dimensions(actions, spec, POSITION_NAMES)
+    quat = so3_exp(select_dimensions(actions, spec, ROTATION_NAMES))
+    if spec.frame == 'base':  # later turns come first, and do not turn the translations
+        quat, position, total = quat[::-1], np.zeros_like(position), position.sum(axis=0)
+    else:
+        total = np.zeros(3)
+    while len(quat) > 1:
+        even = len(quat) // 2 * 2
+        first, second = slice(0, even, 2), slice(1, even, 2)
+        joined = position[first] + rotate(quat[first], position[second])
+        position = np.concatenate([joined, position[even:]])
+        quat = np.concatenate([quat_multiply(quat[first], quat[second]), quat[even:]])
+    return Pose(total + position[0], quat_normalize(quat[0]))
 
 
 def _gripper_disagreement(quantized: NDArray, reference: NDArray, spec: ActionSpec) -> float:
