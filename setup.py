@@ -19,6 +19,7 @@ from setuptools.command.build_ext import build_ext
 NATIVE = Path('vlaq_ros/kernels/native')
 LIBRARY = 'vlaq_ros.kernels.libvlaq_kernels'
 FLAGS = ['-std=c++17', '-O3', '-DNDEBUG', '-fPIC', '-pthread']
+FLAGS += ['-ffp-contract=off', '-Wno-psabi']
 FLAGS += ['-fvisibility=hidden', '-fvisibility-inlines-hidden']
 PROCESSORS = {'amd64': 'x86_64', 'arm64': 'aarch64'}  # other names of the same
 

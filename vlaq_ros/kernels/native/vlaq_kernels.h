@@ -14,6 +14,7 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+#pragma GCC visibility push(default)  // all else in the library is hidden
 
 #define VLAQ_ABI_VERSION 1
 
@@ -77,6 +78,7 @@ int vlaq_pin_workers(const int32_t* cpus, int count);
 // Asks for huge pages behind a store; advice only, never fails.
 void vlaq_advise_huge_pages(void* store, int64_t bytes);
 
+#pragma GCC visibility pop
 #ifdef __cplusplus
 }
 #endif
