@@ -50,23 +50,26 @@ def applied(model: nn.Module, result: MethodResult) -> Iterator[nn.Module]:
     """
     Give the model the weights and parameters of `result` for the duration of the block.
 
+    A quantized layer may get a bias that it did not have.
+
     Raises:
         SchemeError: Names in `result` that the model does not have, all of them.
     """
     parameters = dict(model.named_parameters())
     modules = dict(model.named_modules())
-    unknown = [name for name in result.parameters if name not in parameters]
+    biases = {f'{name}.bias': name for name in result.weights}
+    unknown = [name for name in result.parameters if name not in {*parameters, *biases}]
     unknown += [name for name in result.weights if type(modules.get(name)) is not nn.Linear]
     if unknown:
         raise SchemeError('the model has no such parameter or layer: ' + ', '.join(unknown))
-    before = {name: parameters[name].data for name in result.parameters}
+    before = {n: parameters[n].data for n in result.parameters if n not in biases}
     originals = {name: modules[name] for name in result.weights}
     try:
-        for name, value in result.parameters.items():
-            parameters[name].data = value.to(before[name].dtype)
+        for name, value in before.items():
+            parameters[name].data = result.parameters[name].to(value.dtype)
         for name, weight in result.weights.items():
-            layer = RoundedLinear(weight, originals[name].bias, result.activation_bits[name])
-            _set(model, name, layer)
+            bias = result.parameters.get(f'{name}.bias', originals[name].bias)
+            _set(model, name, RoundedLinear(weight, bias, result.activation_bits[name]))
         yield model
     finally:
         for name, original in originals.items():

@@ -91,7 +91,7 @@ class ReferenceForward:
         if self._decoded:
             position = logits.argmax(-1) + 0.5
         else:
-            position = logits.softmax(-1) @ (torch.arange(bins) + 0.5)
+            position = logits.softmax(-1) @ (torch.arange(bins, dtype=logits.dtype) + 0.5)
         return self._low + position / bins * (self._high - self._low)
 
 
@@ -99,6 +99,7 @@ def reference_structure(model: ReferenceModel) -> ModelStructure:
     """Return who reads and writes what in the reference network."""
     config = model.config
     hidden, wide = config.hidden_size, config.intermediate_size
+    head = hidden // config.heads
     streams, attentions, feed_forward = [], [], []
     for i in range(config.layers):
         layer = f'language_model.layers.{i}'
@@ -106,13 +107,13 @@ def reference_structure(model: ReferenceModel) -> ModelStructure:
         qkv = tuple(f'{attention}.{x}_proj' for x in 'qkv')
         streams += [
             Stream(qkv, (Writer(f'{layer}.input_layernorm.weight', 0, hidden),)),
-            _linear_stream(f'{attention}.o_proj', f'{attention}.v_proj', hidden, bias=False),
+            _linear_stream(f'{attention}.o_proj', f'{attention}.v_proj', hidden, head, bias=False),
             Stream(
                 (f'{mlp}.gate_proj', f'{mlp}.up_proj'),
                 (Writer(f'{layer}.post_attention_layernorm.weight', 0, hidden),),
             ),
             # silu(gate) * up: the product is linear in the rows of `up`.
-            _linear_stream(f'{mlp}.down_proj', f'{mlp}.up_proj', wide, bias=False),
+            _linear_stream(f'{mlp}.down_proj', f'{mlp}.up_proj', wide, 1, bias=False),
         ]
         attentions.append(Attention(*qkv, f'{attention}.o_proj', config.heads))
         feed_forward += [f'{mlp}.{x}_proj' for x in ('gate', 'up', 'down')]
@@ -128,12 +129,12 @@ def reference_structure(model: ReferenceModel) -> ModelStructure:
                 tuple(f'{self_attn}.{x}_proj' for x in 'qkv'),
                 _modulation(f'{block}.adaln', 0, hidden),
             ),
-            _linear_stream(f'{self_attn}.o_proj', f'{self_attn}.v_proj', hidden, bias=True),
+            _linear_stream(f'{self_attn}.o_proj', f'{self_attn}.v_proj', hidden, head),
             Stream(
                 (f'{cross}.q_proj',),
                 tuple(Writer(f'{block}.norm2.{p}', 0, hidden) for p in ('weight', 'bias')),
             ),
-            _linear_stream(f'{cross}.o_proj', f'{cross}.v_proj', hidden, bias=True),
+            _linear_stream(f'{cross}.o_proj', f'{cross}.v_proj', hidden, head),
             Stream((f'{block}.fc1',), _modulation(f'{block}.adaln', 3 * hidden, hidden)),
         ]
         keys += [f'{cross}.k_proj', f'{cross}.v_proj']
@@ -142,15 +143,18 @@ def reference_structure(model: ReferenceModel) -> ModelStructure:
             attentions.append(Attention(*parts, config.heads))
         feed_forward += [f'{block}.fc1', f'{block}.fc2']
     writers = tuple(Writer(f'context_proj.{p}', 0, hidden) for p in ('weight', 'bias'))
-    streams.append(Stream(tuple(keys), writers))
+    streams.append(Stream(tuple(keys), writers, mixes=hidden))
     return ModelStructure(
         tuple(streams), tuple(attentions), tuple(feed_forward), interface='context_proj'
     )
 
 
-def _linear_stream(reader: str, writer: str, channels: int, bias: bool) -> Stream:
+def _linear_stream(
+    reader: str, writer: str, channels: int, mixes: int, bias: bool = True
+) -> Stream:
     names = ('weight', 'bias') if bias else ('weight',)
-    return Stream((reader,), tuple(Writer(f'{writer}.{p}', 0, channels) for p in names))
+    writers = tuple(Writer(f'{writer}.{p}', 0, channels) for p in names)
+    return Stream((reader,), writers, mixes)
 
 
 def _modulation(adaln: str, start: int, channels: int) -> tuple[Writer, ...]:

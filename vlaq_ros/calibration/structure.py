@@ -36,10 +36,14 @@ class Stream:
     Attributes:
         readers: Linear layers that take it as their input.
         writers: All parameters that write it.
+        mixes: Neighbouring channels may be mixed linearly within aligned blocks of this many: all
+            of them behind a linear layer, one head behind attention, only 1 (a scale for each)
+            behind a norm or a product.
     """
 
     readers: tuple[str, ...]
     writers: tuple[Writer, ...]
+    mixes: int = 1
 
 
 @dataclass(frozen=True)
