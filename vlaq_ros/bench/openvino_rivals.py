@@ -61,13 +61,8 @@ def _compressed(openvino: Any, weight: np.ndarray, bits: int, group: int) -> Any
     limit = 2 ** (bits - 1) - 1
     scale = np.abs(grouped).max(2, keepdims=True) / limit
     codes = np.rint(grouped / scale).astype(np.int8)
-    if bits == 4:
-        pairs = codes.reshape(-1, 2).view(np.uint8) & 15
-        packed = (pairs[:, 0] | (pairs[:, 1] << 4)).astype(np.uint8)
-        tensor = openvino.Tensor(packed, list(codes.shape), openvino.Type.i4)
-    else:
-        tensor = openvino.Tensor(np.ascontiguousarray(codes))
-    constant = openvino.op.Constant(tensor)
+    # a constant that shares the memory of an array would outlive it: these are copies
+    constant = opset.constant(codes, openvino.Type.i4 if bits == 4 else openvino.Type.i8)
     values = opset.multiply(opset.convert(constant, 'f32'), opset.constant(scale))
     return opset.reshape(values, opset.constant(np.array([outputs, inputs])), False)
 
