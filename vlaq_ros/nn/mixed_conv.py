@@ -12,7 +12,7 @@ from torch.nn.functional import pad, unfold
 
 from vlaq_ros.errors import SchemeError
 from vlaq_ros.nn.mixed_linear import MixedLinear, quantize_weight
-from vlaq_ros.quant.mixed import MixedLayout
+from vlaq_ros.quant.mixed import MixedLayout, MixedWeight
 from vlaq_ros.quant.scheme import LayerScheme
 
 
@@ -91,6 +91,11 @@ class MixedConv2d(MixedLinear):
         )
         y = super().forward(self._patches(images, height, width))  # [..., height * width, out]
         return y.transpose(-1, -2).unflatten(-1, (height, width))
+
+    def _fill(self, weight: MixedWeight, bias: Tensor | None) -> None:
+        super()._fill(weight, bias)
+        dtype, device = self.stand_in.dtype, weight.order.device
+        self.stand_in = torch.full((1,), torch.nan, dtype=dtype, device=device)
 
     def _patches(self, images: Tensor, height: int, width: int) -> Tensor:
         """Return [..., height * width, channels * kh * kw]."""

@@ -32,6 +32,7 @@ class MixedLinear(nn.Module):
     another kind the layer is repacked for the kernel that runs there.
     """
 
+    is_stored = True  # whether files hold it under its own name
     _FREE_DTYPE: tuple[str, ...] = ()  # buffers that `.to(dtype)` may cast
 
     def __init__(self, layout: MixedLayout, bias: bool = True, activation_bits: int = 16) -> None:
