@@ -43,7 +43,11 @@ def test_a_level_is_read_back_from_its_name(level):
     assert PrecisionLevel.from_name(str(level)) == level
 
 
-@pytest.mark.parametrize('name', ['w4', 'W4A8', 'w4a8 ', 'fp16', '', None, 4])
+def test_a_name_without_activations_means_16_bits():
+    assert PrecisionLevel.from_name('w4') == PrecisionLevel(4, 16)
+
+
+@pytest.mark.parametrize('name', ['w4a', 'W4A8', 'w4a8 ', 'fp16', '', None, 4])
 def test_a_name_of_another_form_is_refused(name):
     with pytest.raises(ConfigError, match='write it as w4a8'):
         PrecisionLevel.from_name(name)

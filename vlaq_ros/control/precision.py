@@ -22,7 +22,7 @@ ACTIVATION_BITS = (2, 4, 8, 16)
 GROUPS = ('llm', 'expert')
 """Module groups whose precision is chosen separately."""
 
-_NAME = re.compile(r'w(\d+)a(\d+)')
+_NAME = re.compile(r'w(\d+)(?:a(\d+))?')
 
 
 @total_ordering
@@ -52,7 +52,7 @@ class PrecisionLevel:
     @classmethod
     def from_name(cls, name: str) -> 'PrecisionLevel':
         """
-        Return the level of a name such as `w4a8`.
+        Return the level of a name such as `w4a8`; `w4` is `w4a16`, as in the names of policies.
 
         Raises:
             ConfigError: The name has another form, or a width does not exist.
@@ -64,7 +64,7 @@ class PrecisionLevel:
                 f'{WEIGHT_BITS} and activations of {ACTIVATION_BITS} bits'
             )
         try:
-            return cls(int(match[1]), int(match[2]))
+            return cls(int(match[1]), int(match[2] or 16))
         except ConfigError as error:
             raise ConfigError(f'precision level {name!r}: {error}') from error
 
