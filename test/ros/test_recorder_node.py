@@ -1,5 +1,6 @@
 """What was on the topics is in the bag, whatever ends the recording."""
 
+import json
 import os
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from vlaq_ros.ros.bringup import config_file
 from vlaq_ros.ros.conversions import to_stamp
 from vlaq_ros.ros.interfaces import PolicyStatus, PrecisionState
 from vlaq_ros.ros.parameters import table
+from vlaq_ros.ros.recorded_topics import custom_data
 from vlaq_ros.ros.recorder_node import RecorderNode
 from vlaq_ros.ros.recorder_parameters import RecorderParameters
 
@@ -193,6 +195,7 @@ LIMITED = """
 import resource, sys
 if sys.argv[1] != '0':
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
+from vlaq_ros.ros.recorded_topics import custom_data
 from vlaq_ros.ros.recorder_node import main
 raise SystemExit(main(sys.argv[2:]))
 """
@@ -285,3 +288,9 @@ def test_a_full_disk_is_reported_and_what_was_written_can_be_read(
     assert 1 <= len(images) <= 3
     assert all(len(image.data) == 30_000 for image in images)
     assert not any('cut off within' in loss for loss in bag.losses)
+
+
+def test_custom_data_survive_a_recorder_that_splits_them_at_every_equals_sign():
+    text = custom_data({'streams': {'front': '/a=b=c'}})
+    key, value = text.split('=')
+    assert (key, json.loads(value)) == ('vlaq_ros', {'streams': {'front': '/a=b=c'}})

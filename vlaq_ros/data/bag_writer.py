@@ -37,7 +37,6 @@ except ImportError as error:
 
 PROVENANCE = 'provenance.json'
 CUSTOM_KEY = 'vlaq_ros'
-COMPRESSIONS = ('zstd', 'none')
 _NO_TIME = QosTime(0, 0)
 
 

@@ -17,7 +17,6 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -31,26 +30,16 @@ from rclpy.signals import SignalHandlerOptions
 
 from vlaq_ros.data.bag_writer import BagWriter
 from vlaq_ros.errors import BagError, VlaqError
-from vlaq_ros.policies.bundle import open_bundle
 from vlaq_ros.ros.interfaces import PolicyStatus, PrecisionState
 from vlaq_ros.ros.parameters import NodeParameters
 from vlaq_ros.ros.qos import SubscriptionEventCallbacks
+from vlaq_ros.ros.recorded_topics import camera_names, provenance, stream_names
 from vlaq_ros.ros.recorder_parameters import RecorderParameters
 
 _LOOK_S = 0.1
 _REPORT_S = 10.0
 _QUEUE = 200
 _MB = 1e6
-POLICY_TOPICS = (
-    'delta_twist_cmds',
-    'pose_target_cmds',
-    'gripper_cmds',
-    'action_chunk',
-    'status',
-    'precision',
-    'drift',
-)
-"""Outputs of the policy node; those it does not publish are not in the bag."""
 
 
 class RecorderNode(Node):
@@ -79,7 +68,12 @@ class RecorderNode(Node):
         self.lost: Counter[str] = Counter()
         self._streams = {
             stream: self.resolve_topic_name(stream)
-            for stream in stream_names(config, _cameras(config.bundle))
+            for stream in stream_names(
+                camera_names(config.bundle),
+                config.policy,
+                config.image_transport,
+                config.extra_topics.split(),
+            )
         }
         self._waiting = set(self._streams.values())
         self._bundle_hash, self._bundle, self._precisions = '', '', []
@@ -181,21 +175,17 @@ class RecorderNode(Node):
             self._describe()
 
     def _describe(self) -> None:
-        """Write what is known about the bag; nothing in it tells on which computer it was made."""
         if self.ended:
             return
-        self.writer.describe(
-            {
-                'format': 1,
-                'vlaq_ros': package_version(),
-                'bundle': self._bundle,
-                'bundle_hash': self._bundle_hash,
-                'precisions': self._precisions,
-                'streams': self._streams,
-                'use_sim_time': self.get_parameter('use_sim_time').value,
-                'lost': dict(self.lost),
-            }
+        values = provenance(
+            self._streams,
+            bundle=self._bundle,
+            bundle_hash=self._bundle_hash,
+            precisions=self._precisions,
+            use_sim_time=self.get_parameter('use_sim_time').value,
+            lost=self.lost,
         )
+        self.writer.describe(values)
 
     def _flush(self) -> None:
         if self.ended:
@@ -239,32 +229,6 @@ class RecorderNode(Node):
             f'another publisher of {topic} offers less than the first (policy {kind}): '
             'it is not recorded'
         )
-
-
-def stream_names(config: RecorderParameters, cameras: Sequence[str]) -> list[str]:
-    """Return the topics to record, named as the policy node names them."""
-    suffix = '/compressed' if config.image_transport == 'compressed' else ''
-    return [
-        *(f'{camera}/image_raw{suffix}' for camera in cameras),
-        'ee_pose',
-        'joint_states',
-        'instruction',
-        'episode',
-        *(f'{config.policy}/{topic}' for topic in POLICY_TOPICS),
-        *config.extra_topics.split(),
-    ]
-
-
-def package_version() -> str:
-    """Return the version of this package; empty when it was neither built nor installed."""
-    try:
-        return metadata.version('vlaq_ros')
-    except metadata.PackageNotFoundError:
-        return ''
-
-
-def _cameras(bundle: str) -> list[str]:
-    return [camera.name for camera in open_bundle(bundle).spec.cameras]
 
 
 def _output(config: RecorderParameters) -> Path:

@@ -7,7 +7,6 @@ Every parameter of the recorder node: type, default, unit, bounds, effect.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from vlaq_ros.data.bag_writer import COMPRESSIONS
 from vlaq_ros.ros.parameters import Applies, parameter
 
 
@@ -38,7 +37,7 @@ class RecorderParameters:
         '', 'More topics to record, separated by spaces, e.g. `/tf_static`', applies=Applies.START
     )
     compression: str = parameter(
-        'zstd', 'Compression inside the bag', choices=COMPRESSIONS, applies=Applies.START
+        'zstd', 'Compression inside the bag', choices=('zstd', 'none'), applies=Applies.START
     )
     flush_s: float = parameter(
         1.0,
