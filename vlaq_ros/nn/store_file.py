@@ -88,9 +88,12 @@ def save_model(model: nn.Module, path: Path) -> None:
     Tensors that the model holds under several names are written once, under the first.
 
     Raises:
-        SchemeError: A packed layer was never loaded.
+        SchemeError: Layers or tensors were never loaded, all of them.
     """
     layers, others = dict(stored_layers(model)), _other_tensors(model)
+    empty = [name for name, layer in layers.items() if layer.is_empty]
+    if empty := empty + [name for name, tensor in others.items() if tensor.is_meta]:
+        raise SchemeError(f'{len(empty)} part(s) were never loaded:\n  ' + '\n  '.join(empty))
     specs = {name: TensorSpec(t.dtype, tuple(t.shape)) for name, t in others.items()}
     parts: list[Callable[[], Mapping[str, Tensor]]] = [lambda: others]
     for name, layer in layers.items():
@@ -229,13 +232,12 @@ def _put(model: nn.Module, name: str, target: Tensor, values: Tensor) -> None:
         with torch.no_grad():
             target.copy_(values)
         return
-    for alias, tensor in _named_tensors(model):  # wherever the model holds it
+    if isinstance(target, nn.Parameter):
+        values = nn.Parameter(values, requires_grad=target.requires_grad)
+    for alias, tensor in list(_named_tensors(model)):  # wherever the model holds it
         if tensor is target:
             parent, _, attribute = alias.rpartition('.')
-            replacement = values
-            if isinstance(target, nn.Parameter):
-                replacement = nn.Parameter(replacement, requires_grad=target.requires_grad)
-            setattr(model.get_submodule(parent), attribute, replacement)
+            setattr(model.get_submodule(parent), attribute, values)
 
 
 def _describe(layer: MixedLinear) -> dict[str, Any]:
