@@ -90,4 +90,5 @@ def calibrate(context: CalibrationContext) -> MethodResult:
         dict.fromkeys(context.layers, context.activation_bits),
         folded.parameters(context.layers),
         {'bits': bits, 'exponents': exponents},
+        folded.targets(context.layers),
     )

@@ -109,6 +109,8 @@ class MethodResult:
         parameters: Other parameters with a new value, by their name in the model: norm gains,
             biases, and float weights something was folded into.
         provenance: Plain values: options, scores, passes; for the record on disk.
+        targets: Layer -> the float weight [out, in] its packed one stands for, where folding made
+            that another one than the model's.
     """
 
     method: str
@@ -116,6 +118,7 @@ class MethodResult:
     activation_bits: Mapping[str, int]
     parameters: Mapping[str, Tensor] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    targets: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
@@ -138,3 +141,15 @@ class MethodResult:
         """Return width -> share of all output channels."""
         widths = torch.cat([weight.widths() for weight in self.weights.values()])
         return {int(w): float((widths == w).float().mean()) for w in widths.unique()}
+
+
+def scale_rows(weight: MixedWeight, gains: Tensor) -> MixedWeight:
+    """Return a weight with every output channel times a positive gain [out], codes unchanged."""
+    stored = gains[weight.order.long()].unsqueeze(1)
+    wide = weight.layout.counts[0]
+    tensors = {
+        **weight.tensors(),
+        'values16': (weight.values16.float() * stored[:wide]).bfloat16(),
+        'scale': (weight.scale.float() * stored[wide:]).half(),
+    }
+    return MixedWeight.from_tensors(weight.layout, tensors)

@@ -89,4 +89,5 @@ def calibrate(
             'clip': clip,
             'not_smoothed': [name for name in context.layers if name not in smoothed],
         },
+        folded.targets(context.layers),
     )

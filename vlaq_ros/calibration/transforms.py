@@ -209,3 +209,7 @@ class FoldedModel:
         """Return the changed parameters, float32, but for the weights of quantized layers."""
         weights = {f'{layer}.weight' for layer in quantized}
         return {n: v.float() for n, v in self._values.items() if n not in weights}
+
+    def targets(self, quantized: Mapping[str, object]) -> dict[str, Tensor]:
+        """Return the changed weights of quantized layers, float32."""
+        return {n: self.weight(n) for n in quantized if f'{n}.weight' in self._values}
