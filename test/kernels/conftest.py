@@ -129,5 +129,5 @@ def _nibble_or_byte(row, cap):
 
 
 def _unpacked(row, bits, columns):
-    per_byte = 8 // bits
-    return [row[k // per_byte] >> (k % per_byte * bits) & (2**bits - 1) for k in range(columns)]
+    codes = [row >> shift & (2**bits - 1) for shift in range(0, 8, bits)]
+    return np.stack(codes, axis=-1).reshape(-1)[:columns]
