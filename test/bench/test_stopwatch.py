@@ -42,7 +42,7 @@ def test_all_copies_are_warm_before_the_first_sample(clock):
         seen = set()
 
         def call(i):
-            clock.advance(0.001 if i in seen else 1.0)
+            clock.advance(0.001 if i in seen else 0.05)
             seen.add(i)
 
         return [lambda i=i: call(i) for i in range(4)]
@@ -91,3 +91,10 @@ def test_a_slow_case_gets_fewer_rounds_than_the_others(clock):
     timings = measure([slow, quick], 1, Effort(7, 0.05))
     assert timings['slow'].calls == stopwatch.SLOW_ROUNDS
     assert timings['quick'].calls == 7
+
+
+def test_warming_up_ends_when_it_takes_long(clock):
+    calls = []
+    case = Case('a', [lambda: (calls.append(1), clock.advance(1.0))] * 50)
+    measure([case], 1, Effort(1, 0.0))
+    assert len(calls) == 3  # one to warm up, one to see how long it takes, one round

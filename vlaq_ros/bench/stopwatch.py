@@ -22,6 +22,7 @@ COLD_BYTES = 128 << 20
 MOST_COPIES = 1024
 """More are not made: weights below an eighth of a megabyte are cached in any model."""
 MOST_CALLS = 2000
+WARM_UP_S = 0.3
 SLOW_S = 0.25
 SLOW_ROUNDS = 3
 
@@ -94,13 +95,13 @@ def measure(cases: Sequence[Case], threads: int, effort: Effort) -> dict[str, Ti
     A case whose call takes longer than a quarter of a second gets three rounds.
 
     Args:
-        cases: What to compare; every copy is called once before, to warm up.
+        cases: What to compare; warmed up before.
         threads: Threads that the cases use; decides the clock.
         effort: How long to measure.
     """
     counts, rounds = {}, {}
     for case in cases:
-        case.run(len(case.calls))  # some libraries finish their set-up in the first call
+        _warm_up(case, threads)
         seconds = _seconds(case, 1, threads)[0]
         counts[case.name] = min(MOST_CALLS, max(1, int(effort.round_s / max(seconds, 1e-7))))
         rounds[case.name] = effort.rounds if seconds < SLOW_S else min(SLOW_ROUNDS, effort.rounds)
@@ -127,6 +128,15 @@ def summarize(samples: Sequence[float], threads: int, calls: int | None = None) 
 def now_s(threads: int) -> float:
     """Return the clock that fits a number of threads [s]."""
     return time.process_time() if threads == 1 else time.perf_counter()
+
+
+def _warm_up(case: Case, threads: int) -> None:
+    """Call every copy once, as some libraries finish their set-up then; not for long, though."""
+    start = now_s(threads)
+    for _ in case.calls:
+        case.run(1)
+        if now_s(threads) - start > WARM_UP_S:
+            break
 
 
 def _seconds(case: Case, count: int, threads: int) -> list[float]:
