@@ -42,7 +42,7 @@ def traceable(kernel: Kernel) -> Kernel:
         precision: Tensor,
         bias: Tensor | None,
     ) -> Tensor:
-        if _is_traced(x):
+        if is_traced(x):
             sizes = [*layout.shape, layout.group_size, *layout.counts]
             op = torch.ops.vlaq.mixed_linear.default
             return op(x, list(tensors), kernel.name, sizes, precision, bias)
@@ -51,7 +51,7 @@ def traceable(kernel: Kernel) -> Kernel:
     return kernel._replace(run=run)
 
 
-def _is_traced(x: Tensor) -> bool:
+def is_traced(x: Tensor) -> bool:
     """Return whether a call with this input must be visible to torch."""
     return (
         torch.compiler.is_compiling()
