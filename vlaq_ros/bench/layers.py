@@ -2,7 +2,8 @@
 Stacks of decoder layers with everything around the linear layers: norms, attention, SwiGLU.
 
 The blocks are those of `transformers`, the weights random: speed does not depend on their values.
-The surroundings run eagerly and in the same way for everybody.
+The surroundings run eagerly and in the same way for everybody. Packed layers that read the same
+input (q/k/v, gate/up) are one call, as in policies.
 
     small    16 layers of 960 (SmolVLA's language model)   prefix of 177 tokens; 50 tokens on it
     7b       3 layers of 4096 (a tenth of Llama-2-7B)      prefix of 290 tokens; 1 token on it
@@ -23,6 +24,7 @@ from vlaq_ros.bench.own_kernels import BF16_ROWS, MIX_WIDE, channel_widths, grou
 from vlaq_ros.bench.plan import Job, Step
 from vlaq_ros.bench.stopwatch import Case, Effort, measure
 from vlaq_ros.bench.torch_rivals import BF16, BF16_FROZEN, FP32, frozen_linear, frozen_weight
+from vlaq_ros.nn.shared_input import share_inputs
 from vlaq_ros.nn.surgery import find_linears, quantize_linears
 from vlaq_ros.quant.scheme import LayerScheme
 
@@ -150,6 +152,7 @@ def models() -> dict[str, Callable[[nn.Module], Made]]:
             for label, bits in uniform.items()
         },
         MIX_WIDE: lambda model: (_packed(model, None), torch.float32),
+        'W4A8, not fused': lambda model: (_packed(model, 4, fused=False), torch.float32),
         **{
             f'{label}, bf16 around': lambda model, bits=bits: _bf16_around(model, bits)
             for label, bits in {'W8A8': 8, 'W4A8': 4, MIX_WIDE: None}.items()
@@ -210,9 +213,12 @@ def _dynamic_int8(model: nn.Module) -> Made:
     return quantized, torch.float32
 
 
-def _packed(model: nn.Module, bits: int | None) -> nn.Module:
+def _packed(model: nn.Module, bits: int | None, fused: bool = True) -> nn.Module:
+    """Pack every linear layer; fused, those that read the same input are one call."""
     plan = {name: _scheme(model.get_submodule(name), bits) for name in find_linears(model)}
     quantize_linears(model, plan)
+    if fused:
+        share_inputs(model)
     return model
 
 

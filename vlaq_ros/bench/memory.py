@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlaq_ros.bench import resident
 from vlaq_ros.bench.onnx_rivals import n_bits_model, open_session
@@ -25,9 +25,11 @@ from vlaq_ros.bench.own_kernels import MIX_WIDE, channel_widths, group_size_for
 from vlaq_ros.bench.plan import Job, Step
 from vlaq_ros.bench.torch_rivals import int8_rows
 from vlaq_ros.nn.mixed_linear import MixedLinear
-from vlaq_ros.quant.mixed import MixedLayout, MixedWeight
+from vlaq_ros.nn.store_file import load_model, read_schema, save_model
+from vlaq_ros.quant.scheme import LayerScheme
 
 Run = Callable[[Tensor], Any]
+NAME = 'layer'
 OWN_SHARES = {
     'W2': {2: 1.0},
     'W4': {4: 1.0},
@@ -120,21 +122,21 @@ def _mean_bits(shares: dict[int, float]) -> float:
 
 def _own_writer(shares: dict[int, float]) -> Callable[[Tensor, Path], None]:
     def write(weight: Tensor, file: Path) -> None:
-        widths = channel_widths(shares, len(weight))
-        mixed = MixedWeight.from_float(weight, widths, group_size_for(weight.shape[1]))
-        layout = mixed.layout
-        sizes = (*layout.shape, layout.group_size, *layout.counts)
-        save_file(mixed.tensors(), file, {'layout': ' '.join(map(str, sizes))})
+        linear = nn.Linear(weight.shape[1], len(weight), bias=False)
+        linear.weight.data = weight
+        widths = tuple(channel_widths(shares, len(weight)))
+        scheme = LayerScheme(widths, group_size_for(weight.shape[1]), activation_bits=8)
+        save_model(nn.ModuleDict({NAME: MixedLinear.from_linear(linear, scheme)}), file)
 
     return write
 
 
 def _load_own(file: Path) -> Run:
-    with safe_open(file, 'pt') as stored:
-        out_features, in_features, group, *counts = map(int, stored.metadata()['layout'].split())
-        layout = MixedLayout((out_features, in_features), group, tuple(counts))
-        tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-        return MixedLinear.from_weight(MixedWeight.from_tensors(layout, tensors), None)
+    out_features, in_features = read_schema(file)[NAME].layout.shape
+    with torch.device('meta'):
+        model = nn.ModuleDict({NAME: nn.Linear(in_features, out_features, bias=False)})
+    load_model(model, file)
+    return model[NAME]
 
 
 def _read(file: Path) -> dict[str, Tensor]:

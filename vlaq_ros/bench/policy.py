@@ -19,6 +19,7 @@ from vlaq_ros.bench.layers import freeze_linears, share, to_bfloat16
 from vlaq_ros.bench.own_kernels import MIX_WIDE, channel_widths, group_size_for
 from vlaq_ros.bench.plan import Job, Step
 from vlaq_ros.bench.ratios import BF16, FP32
+from vlaq_ros.nn.shared_input import share_inputs
 from vlaq_ros.nn.surgery import quantize_linears
 from vlaq_ros.policies.bundle import open_bundle
 from vlaq_ros.policies.precision import precisions
@@ -195,6 +196,7 @@ def _pack(model: nn.Module, bits: int | None, bf16_around: bool = False) -> None
             group_size = group_size_for(linear.in_features)
             plan[name] = LayerScheme(widths, group_size, activation_bits=8)
     quantize_linears(model, plan)
+    share_inputs(model)
     if bf16_around:
         to_bfloat16(model)
 
