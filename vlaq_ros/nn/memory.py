@@ -66,5 +66,6 @@ def precisions_in_use(model: nn.Module) -> dict[tuple[int, int], int]:
 
 
 def packed_layers(model: nn.Module) -> list[MixedLinear]:
-    """Return every packed layer once."""
-    return [module for module in model.modules() if isinstance(module, MixedLinear)]
+    """Return everything that holds a packed weight, once."""
+    layers = (module for module in model.modules() if isinstance(module, MixedLinear))
+    return [layer for layer in layers if layer.holds_weight]

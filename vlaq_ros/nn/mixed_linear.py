@@ -33,6 +33,7 @@ class MixedLinear(nn.Module):
     """
 
     is_stored = True  # whether files hold it under its own name
+    holds_weight = True  # whether its weight is in its own buffers
     _FREE_DTYPE: tuple[str, ...] = ()  # buffers that `.to(dtype)` may cast
 
     def __init__(self, layout: MixedLayout, bias: bool = True, activation_bits: int = 16) -> None:

@@ -154,6 +154,7 @@ def _load(model: nn.Module, file: TensorFile) -> None:
         model,
         {name: stored.layout for name, stored in new.items()},
         {name: stored.activation_bits for name, stored in new.items()},
+        [name for name in new if f'{name}.bias' in file.specs],
     )
     packed, others = dict(stored_layers(model)), _other_tensors(model)
     if unknown := [name for name in packed if name not in layers]:

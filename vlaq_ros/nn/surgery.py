@@ -8,7 +8,7 @@ of `nn.MultiheadAttention`), and quantizing it would lose that.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
@@ -111,6 +111,7 @@ def prepare_empty(
     model: nn.Module,
     layouts: Mapping[str, MixedLayout],
     activation_bits: Mapping[str, int] | None = None,
+    biased: Collection[str] = (),
 ) -> dict[str, nn.Module]:
     """
     Replace layers of a model by empty packed ones, to be filled by `load_state_dict`.
@@ -122,6 +123,7 @@ def prepare_empty(
         model: Changed in place.
         layouts: Name of a layer -> the sizes of its packed weight.
         activation_bits: Name of a layer -> bits its input is rounded to; 16 where not named.
+        biased: Linear layers that get a bias, whether they had one or not.
 
     Returns:
         The replaced layers by name.
@@ -138,7 +140,8 @@ def prepare_empty(
         expected = (module.out_features, module.in_features)
         if layouts[name].shape != expected:
             raise SchemeError(f'weight of shape {layouts[name].shape}, the layer has {expected}')
-        layer = MixedLinear.empty(layouts[name], module.bias is not None, bits)
+        has_bias = module.bias is not None or name in biased
+        layer = MixedLinear.empty(layouts[name], has_bias, bits)
         return layer.train(module.training)
 
     return _replace_all(model, layouts, build)
