@@ -88,6 +88,7 @@ def test_a_silent_stream_is_a_gap_with_its_reason_and_nothing_is_filled_in(recor
     assert gap.end_ns == (1000 + 59 * 25) * MS
     assert gap.reason == 'wrist: 275 ms old, limit 250 ms'
     assert len(scan.steps) == 80 - 30
+    assert scan.gap_share == 30 / 80
 
 
 def test_the_bag_is_streamed_and_images_are_decoded_only_where_they_are_asked_for(

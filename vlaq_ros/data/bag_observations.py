@@ -68,8 +68,9 @@ class BagScan:
 
     Attributes:
         steps: In order of time.
-        gaps: Where there was no observation.
-        ticks: Control periods that the recording covers.
+        gaps: Where there was no observation within an episode.
+        gap_share: Share of the control periods within episodes that had none.
+        ticks: Control periods that the recording covers, also between episodes.
         dropped: Topic -> messages that could not be used.
         trouble: Topic -> why the last of them was dropped.
         offset_s: Topic -> median of receive time minus header stamp [s].
@@ -78,6 +79,7 @@ class BagScan:
 
     steps: tuple[Step, ...]
     gaps: tuple[Gap, ...]
+    gap_share: float
     ticks: int
     dropped: Mapping[str, int]
     trouble: Mapping[str, str]
@@ -127,7 +129,7 @@ class BagObservations:
         intake = BagIntake(self._layout, self.streams, self._instruction, wanted=None)
         steps: list[Step] = []
         gaps: list[Gap] = []
-        ticks = 0
+        ticks = observed = 0
         for now_ns in self._play(intake):
             ticks += 1
             try:
@@ -139,6 +141,7 @@ class BagObservations:
                 else:
                     gaps.append(Gap(now_ns, now_ns, reason))
                 continue
+            observed += 1
             if not steps or steps[-1].observed_ns != seen.observed_ns:
                 image_ns = intake.image_stamps(now_ns)
                 row = (now_ns, seen.observed_ns, seen.state, seen.instruction, image_ns, 0)
@@ -149,9 +152,17 @@ class BagObservations:
         losses = tuple(self.bag.losses)
         if not steps:
             raise BagError(self._nothing_text(gaps, intake, losses))
-        offset_s = {topic: float(np.median(o)) / 1e9 for topic, o in intake.offsets_ns.items()}
+        inside = _inside_episodes(gaps, steps)
+        lost = sum((gap.end_ns - gap.start_ns) // self._period_ns + 1 for gap in inside)
         return BagScan(
-            tuple(steps), tuple(gaps), ticks, intake.dropped, intake.trouble, offset_s, losses
+            steps=tuple(steps),
+            gaps=tuple(inside),
+            gap_share=lost / (lost + observed),
+            ticks=ticks,
+            dropped=intake.dropped,
+            trouble=intake.trouble,
+            offset_s={t: float(np.median(o)) / 1e9 for t, o in intake.offsets_ns.items()},
+            losses=losses,
         )
 
     def load(self, steps: Collection[Step]) -> Iterator[tuple[Step, Observation | str]]:
@@ -255,6 +266,17 @@ def _with_episodes(steps: Sequence[Step], marks: Sequence[EpisodeMark]) -> list[
     number: Callable[[Step], int | None] = _by_status(marks) if marks else _by_pauses(steps)
     numbered = [(step, number(step)) for step in steps]
     return [step._replace(episode=n) for step, n in numbered if n is not None]
+
+
+def _inside_episodes(gaps: Sequence[Gap], steps: Sequence[Step]) -> list[Gap]:
+    """Return the gaps that have steps of one and the same episode on both sides."""
+    ticks = np.array([step.now_ns for step in steps])
+
+    def is_inside(gap: Gap) -> bool:
+        after = int(np.searchsorted(ticks, gap.start_ns))
+        return 0 < after < len(steps) and steps[after - 1].episode == steps[after].episode
+
+    return list(filter(is_inside, gaps))
 
 
 def _by_status(marks: Sequence[EpisodeMark]) -> Callable[[Step], int | None]:
