@@ -123,6 +123,24 @@ def test_layers_are_compared_with_the_best_and_the_stock_bf16():
     assert 'W8A8: no' in found.notes
 
 
+@pytest.mark.parametrize(
+    ('tails', 'text', 'title'),
+    [
+        ((0.002, 0.003), '1.00 / 2.00 / 3.00', 'p50 / p95 / p99'),
+        ((None, None), '1.00', '[ms] p50'),
+    ],
+    ids=['many', 'few'],
+)
+def test_tails_are_shown_where_they_are_known(tails, text, title):
+    stages = {'prefill': {'p50': 0.001, 'p95': tails[0], 'p99': tails[1]}}
+    values = {'model': 'm', 'head': 'flow', 'threads': 1, 'inferences': 6, 'stages': stages}
+    rows = [{**values, 'precision': 'w4', 'ratio': 2.0, 'kernel': 'cpu'}]
+    (found,) = make_tables(Results({'policy': section(rows)}))
+    assert cell(found, 'w4:flow') == text
+    assert cell(found, 'w4:flow', -1) == '2.00'
+    assert title in found.title
+
+
 def test_memory_is_compared_with_bits_and_with_what_bf16_really_takes():
     def row(name, bits, resident):
         return {

@@ -65,14 +65,19 @@ def policy_tables(section: Section) -> Iterator[Table]:
             cells = []
             for stage in stages:
                 values = row['stages'].get(stage)
-                shown = [f'{1e3 * values[p]:.2f}' for p in ('p50', 'p95', 'p99')] if values else []
-                cells.append(' / '.join(shown) or NOTHING)
+                known = [] if values is None else [s for s in values.values() if s is not None]
+                cells.append(' / '.join(f'{1e3 * s:.2f}' for s in known) or NOTHING)
             rows.append((f'{row["precision"]}:{row["head"]}', *cells, row['ratio']))
+        count = found[0]['inferences']
+        what = 'p50 / p95 / p99' if ' / ' in ''.join(rows[0][1:-1]) else 'p50'
         yield Table(
-            f'{model} [ms] p50 / p95 / p99 of one inference, {found[0]["threads"]} thread',
-            ('precision', *stages, 'times faster than the best bf16 (p50)'),
+            f'{model} [ms] {what} of {count} inferences, {found[0]["threads"]} thread',
+            ('precision', *stages, 'times faster than the best bf16'),
             tuple((*row[:-1], NOTHING if row[-1] is None else f'{row[-1]:.2f}') for row in rows),
-            tuple(dict.fromkeys(row['kernel'] for row in found if row.get('kernel'))),
+            (
+                'stages: wall time; the ratio: medians of CPU time, all rows in turn',
+                *dict.fromkeys(row['kernel'] for row in found if row.get('kernel')),
+            ),
         )
 
 
