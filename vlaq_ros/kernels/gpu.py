@@ -25,7 +25,7 @@ from vlaq_ros.kernels.triton_format import SMALLEST_GROUP, STEP, TILE, Store
 from vlaq_ros.quant.mixed import MixedLayout, MixedWeight
 
 LEAST_CAPABILITY = (8, 0)  # Ampere: bfloat16 and 8-bit integer matrix instructions
-MOST_INPUTS = 2**31 // 127**2  # what an int32 sum of products holds
+MOST_INPUTS = 2**31 // (128 * 127)  # what an int32 sum of products holds
 QUANTIZE_BLOCK = 1024  # inputs
 PRODUCT_TYPES = {
     torch.float32: 'bfloat16',
@@ -114,58 +114,67 @@ def run_with_plan(
     plan: Plan | None,
 ) -> Tensor:
     """Do what `run` does, cut as a plan says; None chooses one."""
-    from triton import language
-
-    from vlaq_ros.kernels import triton_kernel, triton_quantize
-
     if x.dtype not in PRODUCT_TYPES:
         return run_with_plan(x.float(), tensors, layout, precision, bias, plan).to(x.dtype)
     store = Store(*tensors)
+    device = store.channels.device
     channels_out, columns = layout.shape
-    if x.shape[-1] != columns or x.device != store.channels.device:
+    if x.shape[-1] != columns or x.device != device:
         raise ValueError(
-            f'expected [..., {columns}] on {store.channels.device}, '
-            f'got {list(x.shape)} on {x.device}'
+            f'expected [..., {columns}] on {device}, got {list(x.shape)} on {x.device}'
         )
     rows = x.reshape(-1, columns)
     if rows.stride(1) != 1:
         rows = rows.contiguous()
-    tokens, steps = len(rows), triton_format.padded_inputs(layout) // STEP
-    y = x.new_empty(tokens, channels_out)
-    if tokens == 0:
-        return y.reshape(*x.shape[:-1], channels_out)
-    precision = _beside(precision, x.device)
-    plan = plan or choose_plan(tokens, len(store.tiles), steps, _chip(x.device))
-    group = triton_format.scale_group(layout)
-    sum_size = next(size for size in (128, 64, 32) if group % size == 0)
-    has_codes = sum(layout.counts[1:]) > 0
-    codes = x.new_empty((tokens, steps * STEP) if has_codes else 0, dtype=torch.int8)
-    x_steps = x.new_empty(tokens if has_codes else 0, dtype=torch.float32)
-    sum_count = steps * STEP // sum_size * tokens if has_codes else 0
-    sums = x.new_empty(sum_count, dtype=torch.int32)
-    if has_codes:
-        triton_quantize.quantize_tokens[(tokens,)](
-            rows,
-            codes,
-            x_steps,
-            sums,
-            precision,
-            tokens,
-            columns,
-            steps * STEP,
-            rows.stride(0),
-            SUM=sum_size,
-            BLOCK=QUANTIZE_BLOCK,
-            num_warps=4,
-        )
+    y = x.new_empty((*x.shape[:-1], channels_out))
+    if len(rows):
+        steps = triton_format.padded_inputs(layout) // STEP
+        plan = plan or choose_plan(len(rows), len(store.tiles), steps, _chip(device))
+        with torch.cuda.device_of(x):
+            _launch(rows, store, layout, _beside(precision, device), bias, plan, y)
+    return y
+
+
+def constants(
+    layout: MixedLayout, dtype: torch.dtype, plan: Plan, has_bias: bool
+) -> dict[str, object]:
+    """Return what `multiply` is compiled for, by the names of its arguments."""
+    from triton import language
+
+    return {
+        'TYPE': getattr(language, PRODUCT_TYPES[dtype]),
+        'CHANNELS': plan.channels,
+        'TOKENS': plan.tokens,
+        'IS_SPLIT': plan.parts > 1,
+        'GROUP': triton_format.scale_group(layout),
+        'PAIR': triton_format.paired_inputs(layout),
+        'SUM': _summed_inputs(layout),
+        'HAS_CODES': sum(layout.counts[1:]) > 0,
+        'HAS_BIAS': has_bias,
+        'RAGGED': layout.shape[1] % STEP != 0,
+    }
+
+
+def _launch(
+    rows: Tensor,
+    store: Store,
+    layout: MixedLayout,
+    precision: Tensor,
+    bias: Tensor | None,
+    plan: Plan,
+    y: Tensor,
+) -> None:
+    """Fill y [..., out] from rows [tokens, in], at least one; their features are neighbours."""
+    from vlaq_ros.kernels import triton_kernel
+
+    assert plan.parts == 1 or len(rows) <= plan.tokens  # one arrival counter per tile
+    steps = triton_format.padded_inputs(layout) // STEP
+    constant = constants(layout, rows.dtype, plan, bias is not None)
     tiles = store.tiles if plan.channels == TILE else store.double_tiles
-    part_count = len(tiles) * plan.parts * plan.channels * plan.tokens if plan.parts > 1 else 0
-    parts = x.new_empty(part_count, dtype=torch.float32)
-    triton_kernel.multiply[(-(-tokens // plan.tokens), len(tiles), plan.parts)](
+    partial_sums = len(tiles) * plan.parts * plan.channels * plan.tokens
+    triton_kernel.multiply[(-(-len(rows) // plan.tokens), len(tiles), plan.parts)](
         rows,
-        codes,
-        x_steps,
-        sums,
+        *_rounded(rows, layout, precision),
         store.values16,
         store.high,
         store.low,
@@ -174,31 +183,57 @@ def run_with_plan(
         store.channels,
         tiles,
         store.arrivals,
-        parts,
-        y if bias is None else bias.float(),
+        rows.new_empty(partial_sums if plan.parts > 1 else 0, dtype=torch.float32),
+        y if bias is None else bias.float().contiguous(),
         y,
         precision,
-        tokens,
-        columns,
-        channels_out,
+        len(rows),
+        layout.shape[1],
+        layout.shape[0],
         rows.stride(0),
         steps,
         -(-steps // plan.parts),
+        plan.parts,
         store.scale.shape[1],
-        TYPE=getattr(language, PRODUCT_TYPES[x.dtype]),
-        CHANNELS=plan.channels,
-        TOKENS=plan.tokens,
-        PARTS=plan.parts,
-        GROUP=group,
-        PAIR=triton_format.paired_inputs(layout),
-        SUM=sum_size,
-        HAS_CODES=has_codes,
-        HAS_BIAS=bias is not None,
-        RAGGED=columns % STEP != 0,
         num_warps=plan.warps,
         num_stages=plan.stages,
+        **constant,
     )
-    return y.reshape(*x.shape[:-1], channels_out)
+
+
+def _rounded(rows: Tensor, layout: MixedLayout, precision: Tensor) -> tuple[Tensor, ...]:
+    """Return codes, steps and sums of codes of tokens; unwritten at 16 activation bits."""
+    from vlaq_ros.kernels import triton_quantize
+
+    tokens, inputs = len(rows), triton_format.padded_inputs(layout)
+    if sum(layout.counts[1:]) == 0:
+        tokens = 0
+    summed = _summed_inputs(layout)
+    codes = rows.new_empty((tokens, inputs), dtype=torch.int8)
+    steps = rows.new_empty(tokens, dtype=torch.float32)
+    sums = rows.new_empty((inputs // summed, tokens), dtype=torch.int32)
+    if tokens:
+        triton_quantize.quantize_tokens[(tokens,)](
+            rows,
+            codes,
+            steps,
+            sums,
+            precision,
+            tokens,
+            layout.shape[1],
+            inputs,
+            rows.stride(0),
+            SUM=summed,
+            BLOCK=QUANTIZE_BLOCK,
+            num_warps=4,
+        )
+    return codes, steps, sums
+
+
+def _summed_inputs(layout: MixedLayout) -> int:
+    """Return how many neighbouring codes of a token are summed: they share a scale."""
+    group = triton_format.scale_group(layout)
+    return next(size for size in (128, 64, 32) if group % size == 0)
 
 
 def refusal(layout: MixedLayout, device_type: str) -> str:

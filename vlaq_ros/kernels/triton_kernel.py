@@ -85,7 +85,7 @@ def coded_product(
     return total
 
 
-@triton.jit(do_not_specialize=['tokens', 'steps_per_part'])
+@triton.jit(do_not_specialize=['tokens', 'steps', 'steps_per_part', 'parts', 'groups'])
 def multiply(
     x,
     x_codes,
@@ -99,7 +99,7 @@ def multiply(
     channels,
     tiles,
     arrivals,
-    parts,
+    partial_sums,
     bias,
     y,
     precision,
@@ -109,11 +109,12 @@ def multiply(
     x_stride,
     steps,
     steps_per_part,
+    parts,
     groups,
     TYPE: tl.constexpr,
     CHANNELS: tl.constexpr,
     TOKENS: tl.constexpr,
-    PARTS: tl.constexpr,
+    IS_SPLIT: tl.constexpr,
     GROUP: tl.constexpr,
     PAIR: tl.constexpr,
     SUM: tl.constexpr,
@@ -122,9 +123,9 @@ def multiply(
     RAGGED: tl.constexpr,
 ):
     """
-    Compute a tile of channels for a tile of tokens, or with PARTS > 1 a part of its sum.
+    Compute a tile of channels for a tile of tokens, or when IS_SPLIT a part of its sum.
 
-    Grid: (tiles of tokens, programs of channels, PARTS). Sizes: `steps` of 128 inputs, of which a
+    Grid: (tiles of tokens, programs of channels, parts). Sizes: `steps` of 128 inputs, of which a
     part takes `steps_per_part`; TYPE is what 16-bit activations are multiplied in.
     """
     program = tl.program_id(1)
@@ -167,17 +168,17 @@ def multiply(
         total = not_a_number(x, x_at, columns, first, last, CHANNELS, TOKENS, RAGGED)
 
     is_last = True
-    if PARTS > 1:
+    if IS_SPLIT:
         own = tl.arange(0, CHANNELS)[:, None] * TOKENS + tl.arange(0, TOKENS)[None, :]
         size = CHANNELS * TOKENS
-        place = parts + program.to(tl.int64) * (PARTS * size)
+        place = partial_sums + program.to(tl.int64) * (parts * size)
         tl.store(place + part * size + own, total)
         tl.debug_barrier()  # every thread has written before one of them says so
-        is_last = tl.atomic_add(arrivals + program, 1, sem='acq_rel', scope='gpu') == PARTS - 1
+        is_last = tl.atomic_add(arrivals + program, 1, sem='acq_rel', scope='gpu') == parts - 1
         if is_last:
             tl.store(arrivals + program, 0)
             total = tl.zeros((CHANNELS, TOKENS), tl.float32)
-            for other in tl.static_range(PARTS):
+            for other in range(parts):
                 total += tl.load(place + other * size + own, cache_modifier='.cg')
     if is_last:
         if is_rounded and width != 16:

@@ -6,7 +6,7 @@ import triton.language as tl
 ROUNDING = tl.constexpr(12582912.0)  # 1.5 * 2**23: adding and subtracting it rounds half to even
 
 
-@triton.jit(do_not_specialize=['columns', 'padded'])
+@triton.jit(do_not_specialize=['tokens', 'columns', 'padded'])
 def quantize_tokens(
     x,
     codes,
