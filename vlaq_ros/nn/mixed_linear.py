@@ -43,7 +43,9 @@ class MixedLinear(nn.Module):
         self.out_features, self.in_features = layout.shape
         self._packed: tuple[str, ...] = ()
         self._kernel = None
-        self.register_buffer('bias', torch.zeros(self.out_features) if bias else None)
+        self.register_buffer(
+            'bias', torch.zeros(self.out_features, dtype=torch.float32) if bias else None
+        )
         self._precision = Precision(activation_bits=activation_bits)
         self.register_buffer('precision', self._precision.on(torch.device('cpu')), False)
         self._make_room()

@@ -97,7 +97,7 @@ def save_model(model: nn.Module, path: Path) -> None:
     specs = {name: TensorSpec(t.dtype, tuple(t.shape)) for name, t in others.items()}
     parts: list[Callable[[], Mapping[str, Tensor]]] = [lambda: others]
     for name, layer in layers.items():
-        specs |= _layer_specs(name, layer.layout, layer.bias is not None)
+        specs |= layer_specs(name, layer.layout, layer.bias is not None)
         parts.append(lambda name=name, layer=layer: _layer_tensors(name, layer))
     schema = json.dumps(model_schema(model), separators=(',', ':'))
     write_tensors(Path(path), specs, parts, {'format': 'pt', SCHEMA: schema})
@@ -194,7 +194,7 @@ def _check_names(
     """Compare names, types and shapes with the model; parameters may be of another float type."""
     wanted: dict[str, TensorSpec] = {}
     for name, layer in packed.items():
-        wanted |= _layer_specs(name, layer.layout, layer.bias is not None)
+        wanted |= layer_specs(name, layer.layout, layer.bias is not None)
     exact = set(wanted)
     wanted |= {name: TensorSpec(t.dtype, tuple(t.shape)) for name, t in others.items()}
     faults = [
@@ -261,7 +261,8 @@ def _parse_layer(entry: Any) -> StoredLayer:
     return StoredLayer(MixedLayout(shape, entry['group_size'], counts), entry['activation_bits'])
 
 
-def _layer_specs(name: str, layout: MixedLayout, bias: bool) -> dict[str, TensorSpec]:
+def layer_specs(name: str, layout: MixedLayout, bias: bool) -> dict[str, TensorSpec]:
+    """Return the tensors of a packed layer under their full names."""
     specs = {key: TensorSpec(*spec) for key, spec in layout.tensors().items() if 0 not in spec[1]}
     if bias:
         specs['bias'] = TensorSpec(torch.float32, layout.shape[:1])
