@@ -218,8 +218,8 @@ class RecorderNode(Node):
     def _on_lost(self, topic: str, event: Any) -> None:
         self.lost[topic] += event.total_count_change
         self.get_logger().warning(
-            f'{topic}: {self.lost[topic]} messages lost: they come faster than they can be '
-            'recorded here; record compressed images, or use record.launch.py',
+            f'{topic}: {self.lost[topic]} messages lost on their way here: they are too large or '
+            'come too fast; record compressed images, or use record.launch.py with rosbag2',
             throttle_duration_sec=5.0,
         )
 
