@@ -17,32 +17,44 @@ from vlaq_ros.quant.affine import fake_quantize_tokens
 from vlaq_ros.quant.mixed import MixedWeight
 
 
-class RoundedLinear(nn.Module):
+def linear_of_rounded(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation_bits: int, wide: Tensor | None
+) -> Tensor:
     """
-    A linear layer with a rounded weight, in float32.
+    Return x @ weight.T + bias with x rounded per token; gradients pass the rounding unchanged.
 
-    Channels of 16 bits see the input rounded to bfloat16 when the others see it rounded to 8 bits
-    or less; with 16-bit activations nothing is done to the input.
+    Args:
+        x: [..., in].
+        weight: [out, in], as it was rounded.
+        bias: [out] or None.
+        activation_bits: 16 leaves x as it is.
+        wide: Numbers of the channels of 16 bits, which see x in bfloat16 where others see fewer
+            than 16 bits; None when there are none.
     """
+    if activation_bits == 16:
+        return linear(x, weight, bias)
+    rounded = x + (fake_quantize_tokens(x, activation_bits) - x).detach()
+    y = linear(rounded, weight, bias)
+    if wide is None:
+        return y
+    fine = linear(x.bfloat16().float(), weight[wide], None if bias is None else bias[wide])
+    return y.index_copy(-1, wide, fine)
+
+
+class RoundedLinear(nn.Module):
+    """A linear layer with a packed weight, in float32; see `linear_of_rounded`."""
 
     def __init__(self, weight: MixedWeight, bias: Tensor | None, activation_bits: int) -> None:
         super().__init__()
         self.activation_bits = activation_bits
         self.weight = nn.Parameter(weight.dequantize(), requires_grad=False)
         self.bias = bias
-        wide = weight.widths() == 16
-        self._wide = wide.nonzero().flatten() if activation_bits < 16 and wide.any() else None
+        wide = (weight.widths() == 16).nonzero().flatten()
+        self._wide = wide if len(wide) else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return [..., out] for x [..., in]; gradients pass the rounding of x unchanged."""
-        if self.activation_bits == 16:
-            return linear(x, self.weight, self.bias)
-        rounded = x + (fake_quantize_tokens(x, self.activation_bits) - x).detach()
-        y = linear(rounded, self.weight, self.bias)
-        if self._wide is not None:
-            bias = None if self.bias is None else self.bias[self._wide]
-            y[..., self._wide] = linear(x.bfloat16().float(), self.weight[self._wide], bias)
-        return y
+        """Return [..., out] for x [..., in]."""
+        return linear_of_rounded(x, self.weight, self.bias, self.activation_bits, self._wide)
 
 
 @contextmanager
@@ -69,15 +81,16 @@ def applied(model: nn.Module, result: MethodResult) -> Iterator[nn.Module]:
             parameters[name].data = result.parameters[name].to(value.dtype)
         for name, weight in result.weights.items():
             bias = result.parameters.get(f'{name}.bias', originals[name].bias)
-            _set(model, name, RoundedLinear(weight, bias, result.activation_bits[name]))
+            replace_module(model, name, RoundedLinear(weight, bias, result.activation_bits[name]))
         yield model
     finally:
         for name, original in originals.items():
-            _set(model, name, original)
+            replace_module(model, name, original)
         for name, value in before.items():
             parameters[name].data = value
 
 
-def _set(model: nn.Module, name: str, module: nn.Module) -> None:
+def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put a module where `name` is."""
     parent, _, child = name.rpartition('.')
     setattr(model.get_submodule(parent), child, module)
