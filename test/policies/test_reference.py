@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vlaq_ros.errors import BundleError, PolicyError
+from vlaq_ros.errors import BundleError, PolicyError, SchemeError
 from vlaq_ros.policies.bundle import WEIGHTS, open_bundle, write_bundle
 from vlaq_ros.policies.reference import QUANTIZED_ROLES, golden_actions, layer_roles
 from vlaq_ros.policies.reference_model import ReferenceConfig, ReferenceModel
@@ -67,7 +67,8 @@ def test_quantized_levels_use_packed_storage(path):
     bits = {}
     for precision in ('w8', 'w4'):
         memory = load_policy(path, precision=precision).memory()
-        assert memory.quantized_layers == 2 * 7 + 3 + 2 * 11  # Llama, context and time, DiT
+        # Llama, context and time, DiT; layers that read the same input share one store.
+        assert memory.quantized_layers == 2 * 4 + 3 + 2 * 8
         bits[precision] = memory.mean_bits_per_weight
     assert 8.0 < bits['w8'] < 9.0  # scales and channel numbers weigh more in small layers
     assert 4.0 < bits['w4'] < 5.0
@@ -88,7 +89,7 @@ def test_float_roles_are_never_quantized():
 def test_layer_without_a_role_is_an_error():
     model = ReferenceModel(_config())
     model.surprise = torch.nn.Linear(2, 2)
-    with pytest.raises(BundleError, match='surprise'):
+    with pytest.raises(SchemeError, match='surprise'):
         layer_roles(model)
 
 

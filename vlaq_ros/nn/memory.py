@@ -25,7 +25,7 @@ class ModelMemory(NamedTuple):
         quantized_layers: Number of packed layers; layers that share one store count once.
         kernel: Kernels that multiply them, with the reasons; empty when none.
         activation_bits: Mean width of the inputs of the packed layers at present, by their
-            weights; NaN when nothing is packed.
+            weights; 0 when nothing is packed.
     """
 
     weight_bytes: int
@@ -55,7 +55,7 @@ def model_memory(model: nn.Module) -> ModelMemory:
         quantized_weights=sum(weights),
         quantized_layers=len(layers),
         kernel='; '.join(sorted({layer.kernel.reason for layer in layers})),
-        activation_bits=bits / sum(weights) if weights else math.nan,
+        activation_bits=bits / sum(weights) if weights else 0.0,
     )
 
 

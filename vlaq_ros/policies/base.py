@@ -45,7 +45,7 @@ class MemoryReport:
         quantized_weights: Number of weights held in packed layers.
         quantized_layers: Number of packed layers.
         kernel: Kernel that multiplies them, with the reason it was chosen; empty when none.
-        activation_bits: Mean width of the inputs of the packed layers, by their weights; NaN when
+        activation_bits: Mean width of the inputs of the packed layers, by their weights; 0 when
             nothing is packed.
     """
 
@@ -54,7 +54,7 @@ class MemoryReport:
     quantized_weights: int
     quantized_layers: int
     kernel: str
-    activation_bits: float = math.nan
+    activation_bits: float = 0.0
 
     @property
     def mean_bits_per_weight(self) -> float:

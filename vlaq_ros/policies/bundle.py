@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ SPEC = 'policy.json'
 CONFIG = 'config.json'
 WEIGHTS = 'model.safetensors'
 GOLDEN = 'golden.json'
+QUANTIZATION = 'quantization'
 REQUIRED = (SPEC, CONFIG, WEIGHTS)
 ALLOWED = (*REQUIRED, GOLDEN)
 MAX_JSON_BYTES = 4 * 2**20
@@ -44,17 +46,16 @@ class Bundle:
         spec: What the policy expects and delivers.
         config: Sizes of the network, as the family understands them.
         digest: sha256 of the manifest; identifies this bundle.
+        quantization: How a packed bundle was made: `origin` (digest of the float bundle),
+            `nested`, `method` and its record; None in a bundle of float weights. What is packed is
+            said in the weights file (`nn.store_file`).
     """
 
     path: Path
     spec: PolicySpec
     config: dict[str, Any]
     digest: str
-
-    @property
-    def quantization(self) -> dict[str, Any] | None:
-        """What is packed and how (see `nn.store_file`); None in a bundle of float weights."""
-        return self.config.get('quantization')
+    quantization: dict[str, Any] | None = None
 
     @property
     def is_packed(self) -> bool:
@@ -117,14 +118,18 @@ def open_bundle(bundle: str | Path) -> Bundle:
     if problems:
         raise BundleError(f'{path} does not match its {MANIFEST}:\n  ' + '\n  '.join(problems))
     spec = PolicySpec.from_json(_read_json(path / SPEC))
-    return Bundle(path, spec, _read_json(path / CONFIG), _sha256(manifest_path))
+    config = _read_json(path / CONFIG)
+    quantization = config.pop(QUANTIZATION, None)
+    if quantization is not None and not isinstance(quantization, dict):
+        raise BundleError(f'{path / CONFIG}: {QUANTIZATION} must be a table')
+    return Bundle(path, spec, config, _sha256(manifest_path), quantization)
 
 
 def write_bundle(
     path: Path,
     spec: PolicySpec,
     config: dict[str, Any],
-    tensors: dict[str, Any],
+    weights: Mapping[str, Any] | Callable[[Path], None],
     golden: dict[str, Any] | None = None,
 ) -> None:
     """
@@ -134,7 +139,7 @@ def write_bundle(
         path: Directory to create or replace.
         spec: Goes to `policy.json`.
         config: Goes to `config.json`.
-        tensors: Name -> tensor of the weights.
+        weights: Name -> tensor, or a function that writes the weights to a path.
         golden: Goes to `golden.json` when given.
     """
     from safetensors.torch import save_file
@@ -144,7 +149,10 @@ def write_bundle(
     try:
         _write_json(partial / SPEC, spec.to_json())
         _write_json(partial / CONFIG, config)
-        save_file(tensors, partial / WEIGHTS)
+        if callable(weights):
+            weights(partial / WEIGHTS)
+        else:
+            save_file(weights, partial / WEIGHTS)
         if golden is not None:
             _write_json(partial / GOLDEN, golden)
         files = {

@@ -9,9 +9,17 @@ Names of the precisions a policy can run at.
 """
 
 from vlaq_ros.policies.bundle import Bundle
+from vlaq_ros.quant.scheme import LayerScheme
 
 FLOAT_PRECISIONS = ('fp32', 'bf16')
-QUANTIZED_PRECISIONS = ('w8', 'w8a8', 'w4', 'w4a8')
+SCHEMES = {
+    'w8': LayerScheme(8),
+    'w8a8': LayerScheme(8, activation_bits=8),
+    'w4': LayerScheme(4, 64),
+    'w4a8': LayerScheme(4, 64, activation_bits=8),
+}
+"""How float weights are rounded to nearest at a precision."""
+QUANTIZED_PRECISIONS = tuple(SCHEMES)
 PACKED = 'packed'
 """Exactly as a packed bundle was stored."""
 DEFAULT = 'default'

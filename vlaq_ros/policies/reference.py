@@ -6,7 +6,6 @@ head packed to 8 or 4 bits. Camera stems, input and output projections and the t
 float: they are a fifth of the weights and the most fragile ones.
 """
 
-import re
 import time
 
 import numpy as np
@@ -17,15 +16,19 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vlaq_ros.errors import BundleError, PolicyError
+from vlaq_ros.nn import surgery
 from vlaq_ros.nn.memory import model_memory
+from vlaq_ros.nn.precision_groups import share_precision
+from vlaq_ros.nn.shared_input import share_inputs
+from vlaq_ros.nn.store_file import load_model
 from vlaq_ros.nn.surgery import find_linears, quantize_linears
 from vlaq_ros.policies.base import MemoryReport, SelfTestReport
 from vlaq_ros.policies.bundle import WEIGHTS, Bundle
+from vlaq_ros.policies.precision import SCHEMES, precisions
 from vlaq_ros.policies.prompt import encode_words
 from vlaq_ros.policies.reference_model import ReferenceConfig, ReferenceModel
 from vlaq_ros.policies.self_test import run_self_test
 from vlaq_ros.policies.validation import check_observation
-from vlaq_ros.quant.scheme import WEIGHT_LEVELS
 from vlaq_ros.types import ActionChunk, Observation
 
 # Role of every linear layer, by name. A layer that matches nothing is an error, never a guess.
@@ -47,17 +50,9 @@ def layer_roles(model: nn.Module) -> dict[str, str]:
     Return linear layer -> role.
 
     Raises:
-        BundleError: Layers that match no role, all of them.
+        SchemeError: Layers that match no role, all of them.
     """
-    names = find_linears(model)
-    roles = {
-        name: next((r for r, pattern in ROLES.items() if re.fullmatch(pattern, name)), '')
-        for name in names
-    }
-    unknown = [name for name, role in roles.items() if not role]
-    if unknown:
-        raise BundleError('linear layers without a role:\n  ' + '\n  '.join(unknown))
-    return roles
+    return surgery.layer_roles(find_linears(model), ROLES)
 
 
 def images_to_tensor(images: NDArray[np.uint8]) -> Tensor:
@@ -71,6 +66,7 @@ class ReferencePolicy:
     def __init__(self, bundle: Bundle, model: ReferenceModel, precision: str, head: str) -> None:
         self.spec = bundle.spec
         self.precision = precision
+        self.precisions = precisions(bundle)
         self.head = head
         self._bundle = bundle
         self._model = model
@@ -162,18 +158,37 @@ def load(bundle: Bundle, precision: str, head: str, threads: int | None) -> Refe
     """
     if threads is not None:
         torch.set_num_threads(threads)
-    model = ReferenceModel(ReferenceConfig.from_json(bundle.config)).eval()
-    _load_weights(model, bundle)
-    roles = layer_roles(model)
-    if precision in WEIGHT_LEVELS:
-        scheme = WEIGHT_LEVELS[precision]
-        quantize_linears(
-            model, {name: scheme for name, role in roles.items() if role in QUANTIZED_ROLES}
-        )
+    model = load_float_model(bundle) if not bundle.is_packed else _load_packed(bundle, precision)
+    if not bundle.is_packed and precision in SCHEMES:
+        roles = layer_roles(model)
+        layers = [name for name, role in roles.items() if role in QUANTIZED_ROLES]
+        quantize_linears(model, dict.fromkeys(layers, SCHEMES[precision]))
     elif precision == 'bf16':
         _to_bfloat16(model)
     model.requires_grad_(False)
+    share_inputs(model)
     return ReferencePolicy(bundle, model, precision, head)
+
+
+def load_float_model(bundle: Bundle) -> ReferenceModel:
+    """
+    Return the full-precision network of a float bundle, in evaluation mode.
+
+    Raises:
+        BundleError: As `load`.
+    """
+    model = ReferenceModel(ReferenceConfig.from_json(bundle.config)).eval()
+    _load_weights(model, bundle)
+    return model
+
+
+def _load_packed(bundle: Bundle, precision: str) -> ReferenceModel:
+    model = ReferenceModel(ReferenceConfig.from_json(bundle.config)).eval()
+    load_model(model, bundle.path / WEIGHTS)
+    if precision in SCHEMES:
+        scheme = SCHEMES[precision]
+        share_precision(model, cap=scheme.widths, activation_bits=scheme.activation_bits)
+    return model
 
 
 def _load_weights(model: ReferenceModel, bundle: Bundle) -> None:
@@ -210,12 +225,12 @@ def _to_bfloat16(model: ReferenceModel) -> None:
 
 
 def golden_actions(bundle: Bundle, instructions: tuple[str, str]) -> dict[str, object]:
-    """Return the content of `golden.json`: full-precision actions of every head."""
+    """Return the content of `golden.json`: actions of every head at the default precision."""
     from vlaq_ros.policies.self_test import synthetic_observation
 
     actions = {}
     for head in bundle.spec.heads:
-        policy = load(bundle, 'fp32', head, None)
+        policy = load(bundle, precisions(bundle)[0], head, None)
         observation = synthetic_observation(bundle.spec, instructions[0])
         actions[head] = policy.infer(observation).actions.tolist()
     return {'instructions': list(instructions), 'actions': actions}
