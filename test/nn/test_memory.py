@@ -18,7 +18,7 @@ def _model():
 def test_a_float_model_has_its_parameters_and_no_packed_layer():
     memory = model_memory(_model())
     assert memory[:5] == (4 * (128 * 64 + 2 * 64 + 64 * 10 + 10), 0, 0, 0, '')
-    assert math.isnan(memory.activation_bits)
+    assert memory.activation_bits == 0.0
     assert math.isnan(memory.mean_bits_per_weight)
 
 
