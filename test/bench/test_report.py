@@ -118,7 +118,7 @@ def test_layers_are_compared_with_the_best_and_the_stock_bf16():
         {**place, 'name': 'W4A8', 'seconds': 0.01},
         {'stack': '7b', 'name': 'W8A8', 'seconds': None, 'remark': 'no'},
     ]
-    (found,) = make_tables(Results({'layers': section(rows)}))
+    found, *_ = make_tables(Results({'layers': section(rows)}))
     assert cell(found, 'W4A8') == '10.0 (4.00; 8.00)'
     assert 'W8A8: no' in found.notes
 
@@ -157,7 +157,7 @@ def test_memory_is_compared_with_bits_and_with_what_bf16_really_takes():
         }
 
     rows = [row('torch bf16', 16, 2000), row('W4', 4, 525)]
-    (found,) = make_tables(Results({'memory': section(rows)}))
+    found, *_ = make_tables(Results({'memory': section(rows)}))
     assert cell(found, 'W4', 3) == '1.050'
     assert cell(found, 'W4', 4) == f'{525 / 2000:.3f}'
 

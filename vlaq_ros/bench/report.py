@@ -13,6 +13,7 @@ from vlaq_ros.bench import model_tables
 from vlaq_ros.bench.plots import draw_plots
 from vlaq_ros.bench.ratios import BF16, FP32, MIXES, Point, points, typical
 from vlaq_ros.bench.results import Results, Section, select
+from vlaq_ros.bench.targets import target_table
 from vlaq_ros.sim.results import write_atomically
 from vlaq_ros.sim.tables import Table
 
@@ -24,7 +25,7 @@ _OPERATIONS_PER_BYTE = 24  # about where reading and multiplying take equally lo
 
 
 def make_tables(results: Results) -> list[Table]:
-    """Return the tables of all sections, in the order of the report."""
+    """Return the tables of all sections, in the order of the report, and the verdicts."""
     makers: dict[str, Callable[[Section], Iterator[Table]]] = {
         'kernels': _kernel_tables,
         'layers': model_tables.layer_tables,
@@ -33,12 +34,14 @@ def make_tables(results: Results) -> list[Table]:
         'switching': model_tables.switching_tables,
         'gpu': model_tables.gpu_tables,
     }
-    return [
+    tables = [
         table
         for name, make in makers.items()
         if name in results.sections
         for table in make(results.sections[name])
     ]
+    verdicts = target_table(results)
+    return [*tables, verdicts] if verdicts else tables
 
 
 def write_report(results: Results, folder: Path) -> list[Path]:
