@@ -14,19 +14,23 @@ typedef int8_t Byte16 __attribute__((vector_size(16)));
 
 constexpr int32_t EXPONENT = 0x7F800000;
 
-// Sixteen inputs of a row of either type as float bits; what lies behind the row is zero.
-template <class T>
-VLAQ_INLINE Int16 load_bits(const T* x, int64_t left) {
-  if (sizeof(T) == 4) {
-    Int16 v = {};
-    if (left >= CHUNK) __builtin_memcpy(&v, x, sizeof v);
-    else __builtin_memcpy(&v, x, left * sizeof(T));
-    return v;
-  }
-  UShort16 v = {};
-  if (left >= CHUNK) __builtin_memcpy(&v, x, sizeof v);
-  else __builtin_memcpy(&v, x, left * sizeof(T));
+// Sixteen inputs of a row of either type as float bits.
+VLAQ_INLINE Int16 load_bits(const float* x) {
+  Int16 v;
+  __builtin_memcpy(&v, x, sizeof v);
+  return v;
+}
+VLAQ_INLINE Int16 load_bits(const uint16_t* x) {
+  UShort16 v;
+  __builtin_memcpy(&v, x, sizeof v);
   return __builtin_convertvector(v, Int16) << 16;
+}
+// The last `left` inputs of a row, followed by zeros.
+template <class T>
+VLAQ_INLINE Int16 load_last_bits(const T* x, int64_t left) {
+  T padded[CHUNK] = {};
+  __builtin_memcpy(padded, x, left * sizeof(T));
+  return load_bits(padded);
 }
 
 VLAQ_INLINE Float16 as_floats(Int16 bits) {
@@ -50,8 +54,13 @@ VLAQ_INLINE int32_t as_bits(float v) {
 template <class T>
 VLAQ_INLINE int32_t largest_magnitude(const T* x, int64_t in) {
   Int16 most = {};
-  for (int64_t k = 0; k < in; k += CHUNK) {
-    const Int16 magnitude = load_bits(x + k, in - k) & 0x7FFFFFFF;
+  int64_t k = 0;
+  for (; k + CHUNK <= in; k += CHUNK) {
+    const Int16 magnitude = load_bits(x + k) & 0x7FFFFFFF;
+    most = magnitude > most ? magnitude : most;
+  }
+  if (k < in) {
+    const Int16 magnitude = load_last_bits(x + k, in - k) & 0x7FFFFFFF;
     most = magnitude > most ? magnitude : most;
   }
   int32_t result = 0;
@@ -78,8 +87,8 @@ VLAQ_INLINE void write_codes(int32_t* to, int rows, Int16 codes) {
     for (int i = 0; i < 4; i++) to[i * rows] = word[i];
   } else {
     for (int i = 0; i < 4; i++) {
-      to[2 * i * rows] = (codes[4 * i] & 0xFFFF) | codes[4 * i + 2] * 65536;
-      to[(2 * i + 1) * rows] = (codes[4 * i + 1] & 0xFFFF) | codes[4 * i + 3] * 65536;
+      to[2 * i * rows] = (codes[4 * i] & 0xFFFF) | codes[4 * i + 2] << 16;
+      to[(2 * i + 1) * rows] = (codes[4 * i + 1] & 0xFFFF) | codes[4 * i + 3] << 16;
     }
   }
 }
@@ -88,6 +97,43 @@ VLAQ_INLINE int32_t sum_of(Int16 v) {
   int32_t sum = 0;
   for (int i = 0; i < CHUNK; i++) sum += v[i];
   return sum;
+}
+
+// How the values of one token become codes.
+struct Step {
+  float inverse;
+  int doubled;
+  int32_t keep;  // all ones, or zero for a row that is not finite
+};
+
+// Quantizes one token in one segment and adds up the codes of each pass. The next token lies `next`
+// values further on.
+template <class T, int PARTS, int PASSES>
+VLAQ_INLINE void quantize_segment(const T* x, int64_t next, int64_t in, int64_t begin, int64_t end,
+                                  Step step, int32_t* to, int rows, int32_t sums[2]) {
+  Int16 sum_high = {}, sum_low = {};
+  const auto put = [&](Int16 bits, int64_t k) __attribute__((always_inline)) {
+    const Int16 codes = (to_codes(as_floats(bits) * step.inverse) & step.keep) << step.doubled;
+    int32_t* word = to + k / 4 * rows * PARTS;
+    if (PASSES == 2) {
+      const Int16 high = (codes + 128) >> 8, low = codes - (high << 8);
+      write_codes<PARTS>(word, rows, high);
+      write_codes<PARTS>(word + 1, rows, low);
+      sum_high += high;
+      sum_low += low;
+    } else {
+      write_codes<PARTS>(word, rows, codes);
+      sum_high += codes;
+    }
+  };
+  const int64_t full = end <= in ? end : in / CHUNK * CHUNK;
+  for (int64_t k = begin; k < full; k += CHUNK) {
+    __builtin_prefetch(x + k + next);  // this row is in the cache by now, the next one is not
+    put(load_bits(x + k), k);
+  }
+  if (full < end) put(load_last_bits(x + full, in - full), full);
+  sums[0] = sum_of(sum_high);
+  sums[1] = sum_of(sum_low);
 }
 
 template <class T, int PARTS, bool SIGNED_WEIGHTS>
@@ -103,37 +149,25 @@ VLAQ_INLINE void quantize_token(const Job& job, int64_t tile, int token, int row
   const float levels = job.activation_bits == 16 ? 32512.0f
                        : job.activation_bits == 8 ? 127.0f
                        : job.activation_bits == 4 ? 7.0f : 1.0f;
+  const int32_t most = largest_magnitude(x, in);
+  const bool finite = most < EXPONENT;
+  float inverse = most == 0 || !finite ? 0.0f : levels / as_float(most);
+  float value = as_float(most) / levels;
+  if (as_bits(inverse) >= EXPONENT) {  // a tiny row: 1 / value must stay finite
+    inverse = 1e38f;
+    value = 1e-38f;
+  }
   // Codes of 2 and 4 bits are doubled: an odd sum of codes times an odd twice-zero has no exact half.
   const int doubled = job.activation_bits < 8;
-  const int32_t most = largest_magnitude(x, in);
-  const bool finite = most < EXPONENT, zero = most == 0 || !finite;
-  float inverse = zero ? 0.0f : levels / as_float(most), step = as_float(most) / levels;
-  if (as_bits(inverse) >= EXPONENT) {  // a tiny row: 1 / step must stay finite
-    inverse = 1e38f;
-    step = 1e-38f;
-  }
-  job.step[t] = finite ? (doubled ? step * 0.5f : step) : __builtin_nanf("");
+  job.step[t] = finite ? (doubled ? value * 0.5f : value) : __builtin_nanf("");
+  const Step step = {inverse, doubled, finite ? -1 : 0};
 
   for (int64_t segment = 0; segment < store.segments; segment++) {
     const int64_t begin = segment * store.segment;
     const int64_t end = begin + store.segment < K ? begin + store.segment : K;
-    Int16 sum_high = {}, sum_low = {};
-    for (int64_t k = begin; k < end; k += CHUNK) {
-      const Int16 codes =
-          zero ? Int16{} : to_codes(as_floats(load_bits(x + k, in - k)) * inverse) << doubled;
-      int32_t* word = to + k / 4 * rows * PARTS;
-      if (passes == 2) {
-        const Int16 high = (codes + 128) >> 8, low = codes - (high << 8);
-        write_codes<PARTS>(word, rows, high);
-        write_codes<PARTS>(word + 1, rows, low);
-        sum_high += high;
-        sum_low += low;
-      } else {
-        write_codes<PARTS>(word, rows, codes);
-        sum_high += codes;
-      }
-    }
-    const int32_t sums[2] = {sum_of(sum_high), sum_of(sum_low)};
+    int32_t sums[2];
+    if (passes == 2) quantize_segment<T, PARTS, 2>(x, job.x_stride, in, begin, end, step, to, rows, sums);
+    else quantize_segment<T, PARTS, 1>(x, job.x_stride, in, begin, end, step, to, rows, sums);
     for (int z = 0; z < ZEROS; z++) {
       if (!job.start[z]) continue;
       int32_t* start = job.start[z] + before * store.segments + segment * rows + token * passes;
@@ -170,12 +204,15 @@ VLAQ_INLINE void round_token(const Job& job, int64_t tile, int token, int rows) 
   uint32_t* to = job.rounded_x + job.rounded.first(tile) * (K / 2) + token;
   const bool finite = largest_magnitude(x, in) < EXPONENT;
   job.valid[t] = finite ? 1.0f : __builtin_nanf("");
-  for (int64_t k = 0; k < K; k += CHUNK) {
-    const UShort16 halves = __builtin_convertvector(round_bits(load_bits(x + k, in - k)), UShort16);
+  const auto put = [&](Int16 bits, int64_t k) __attribute__((always_inline)) {
+    const UShort16 halves = __builtin_convertvector(round_bits(bits), UShort16);
     uint32_t word[8];
     __builtin_memcpy(word, &halves, sizeof word);
     for (int i = 0; i < 8; i++) to[(k / 2 + i) * rows] = word[i];
-  }
+  };
+  const int64_t full = in / CHUNK * CHUNK;
+  for (int64_t k = 0; k < full; k += CHUNK) put(load_bits(x + k), k);
+  if (full < K) put(load_last_bits(x + full, in - full), full);
 }
 
 static void round_tile(const Job& job, int64_t tile) {

@@ -19,7 +19,7 @@ namespace {
 #include "avx2.h"
 
 struct Isa : Avx2 {
-  static constexpr int MAX_ROWS = 6, PANEL_TILES = 1, PARTS = 2, STREAM_ROWS = 1;
+  static constexpr int MAX_ROWS = 6, PANEL_ROWS = 6, PANEL_TILES = 1, PARTS = 2, STREAM_ROWS = 1, FREE_SUMS = 4;
   static constexpr bool SIGNED_WEIGHTS = false;
 
   template <int P>
@@ -34,7 +34,7 @@ struct Isa : Avx2 {
 #include "multiply.h"
 #include "tiles.h"
 
-const Kernels KERNELS = {"avx2", Isa::MAX_ROWS, Isa::PARTS, Isa::PANEL_TILES,
+const Kernels KERNELS = {"avx2", Isa::MAX_ROWS, Isa::PANEL_ROWS, Isa::PARTS, Isa::PANEL_TILES,
                          quantize_tile<Isa::PARTS, Isa::SIGNED_WEIGHTS>, round_tile,
                          integer_tiles, bfloat16_tiles};
 

@@ -29,7 +29,6 @@ struct Avx2 {
   }
   VLAQ_INLINE F load_floats(const float* from) { return _mm256_load_ps(from); }
   VLAQ_INLINE void store_floats(float* to, F v) { _mm256_store_ps(to, v); }
-  VLAQ_INLINE F multiply(F a, F b) { return _mm256_mul_ps(a, b); }
   VLAQ_INLINE F multiply_add(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
   VLAQ_INLINE F zero_floats() { return _mm256_setzero_ps(); }
 

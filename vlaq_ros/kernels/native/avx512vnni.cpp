@@ -7,7 +7,8 @@
 #error compile with -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mfma -mf16c
 #endif
 
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12's own header, GCC bug 105593
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // in a header of GCC 12 itself
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #include <immintrin.h>
 
 #include <utility>
@@ -20,7 +21,7 @@ namespace {
 struct Isa {
   typedef __m512i I;
   typedef __m512 F;
-  static constexpr int LANES = 16, MAX_ROWS = 12, PANEL_TILES = 2, PARTS = 1, STREAM_ROWS = 2;
+  static constexpr int LANES = 16, MAX_ROWS = 12, PANEL_ROWS = 7, PANEL_TILES = 2, PARTS = 1, STREAM_ROWS = 2, FREE_SUMS = 14;
   static constexpr bool SIGNED_WEIGHTS = false;
 
   VLAQ_INLINE I load(const void* from) { return _mm512_load_si512(from); }
@@ -55,7 +56,6 @@ struct Isa {
   }
   VLAQ_INLINE F load_floats(const float* from) { return _mm512_load_ps(from); }
   VLAQ_INLINE void store_floats(float* to, F v) { _mm512_store_ps(to, v); }
-  VLAQ_INLINE F multiply(F a, F b) { return _mm512_mul_ps(a, b); }
   VLAQ_INLINE F multiply_add(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
   VLAQ_INLINE F zero_floats() { return _mm512_setzero_ps(); }
 
@@ -82,7 +82,7 @@ struct Isa {
 #define VLAQ_KERNELS kernels_avx512vnni
 #endif
 
-const Kernels KERNELS = {"avx512vnni", Isa::MAX_ROWS, Isa::PARTS, Isa::PANEL_TILES,
+const Kernels KERNELS = {"avx512vnni", Isa::MAX_ROWS, Isa::PANEL_ROWS, Isa::PARTS, Isa::PANEL_TILES,
                          quantize_tile<Isa::PARTS, Isa::SIGNED_WEIGHTS>, round_tile,
                          integer_tiles, bfloat16_tiles};
 

@@ -15,6 +15,24 @@
 #endif
 
 namespace vlaq {
+
+// Files that this compiler could not compile (see sources.txt) have no kernels.
+#if defined(__x86_64__) && !defined(VLAQ_HAVE_AVX512VNNI)
+const Kernels* kernels_avx512vnni() { return nullptr; }
+#endif
+#if defined(__x86_64__) && !defined(VLAQ_HAVE_AVX512BF16)
+const Kernels* kernels_avx512bf16() { return kernels_avx512vnni(); }
+#endif
+#if defined(__x86_64__) && !defined(VLAQ_HAVE_AVXVNNI)
+const Kernels* kernels_avxvnni() { return nullptr; }
+#endif
+#if defined(__x86_64__) && !defined(VLAQ_HAVE_AVX2)
+const Kernels* kernels_avx2() { return nullptr; }
+#endif
+#if defined(__aarch64__) && !defined(VLAQ_HAVE_NEON)
+const Kernels* kernels_neon() { return nullptr; }
+#endif
+
 namespace {
 
 struct Choice {

@@ -7,22 +7,22 @@
 
 namespace vlaq {
 
-// Rows of activations cut into nearly equal tiles of at most `most` tokens. A token takes `passes`
-// rows: two when its codes have 16 bits (high bytes and low bytes), else one.
+// Rows of activations cut into nearly equal tiles: one tile of up to `alone` rows, or several of up to
+// `together`. A token takes `passes` rows: two when its codes have 16 bits (high bytes and low
+// bytes), else one.
 struct Tiling {
-  int64_t tokens = 0, tiles = 0;
+  int64_t tokens = 0, tiles = 0, least = 0, larger = 0;  // the first `larger` have least + 1 tokens
   int passes = 1;
 
   Tiling() = default;
-  Tiling(int64_t tokens_, int max_rows, int passes_) : tokens(tokens_), passes(passes_) {
-    const int64_t most = max_rows / passes;
+  Tiling(int64_t tokens_, int passes_, int alone, int together) : tokens(tokens_), passes(passes_) {
+    const int64_t most = (tokens * passes <= alone ? alone : together) / passes;
     tiles = (tokens + most - 1) / most;
+    least = tokens / tiles;
+    larger = tokens % tiles;
   }
-  int64_t first(int64_t tile) const {
-    const int64_t extra = tokens % tiles;
-    return tokens / tiles * tile + (tile < extra ? tile : extra);
-  }
-  int count(int64_t tile) const { return int(first(tile + 1) - first(tile)); }
+  int64_t first(int64_t tile) const { return least * tile + (tile < larger ? tile : larger); }
+  int count(int64_t tile) const { return int(least + (tile < larger)); }
 };
 
 // The value of an integer code u of the kernels is u - zero; twice the zero is a whole number.
@@ -54,7 +54,8 @@ struct Job {
 // The code of one instruction set. `panel` is scratch memory of the calling thread.
 struct Kernels {
   const char* name;
-  int max_rows;         // rows of activations per tile
+  int max_rows;         // rows of activations per tile when one tile holds all of them
+  int panel_rows;       // the same for several tiles; at most max_rows
   int parts;            // dot products per group of four codes
   int panel_tiles;      // tiles of channels that are multiplied together
   void (*quantize)(const Job&, int64_t tile);

@@ -182,8 +182,9 @@ extern "C" int vlaq_linear(const void* bytes, int dtype, const void* x, int64_t 
   job.bias = bias;
   job.cap = cap;
   job.activation_bits = activation_bits;
-  job.integer = Tiling(tokens, kernels->max_rows, activation_bits == 16 ? 2 : 1);
-  job.rounded = Tiling(tokens, kernels->max_rows, 1);
+  const int passes = activation_bits == 16 ? 2 : 1;
+  job.integer = Tiling(tokens, passes, kernels->max_rows, kernels->panel_rows);
+  job.rounded = Tiling(tokens, 1, kernels->max_rows, kernels->max_rows);
   call.kernels = kernels;
   uint8_t* scratch = activations.reserve(lay_out(&job, *kernels, nullptr));
   if (!scratch) return VLAQ_ERROR_MEMORY;

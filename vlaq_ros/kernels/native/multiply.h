@@ -110,13 +110,24 @@ VLAQ_INLINE void steps(const Operands& o, int64_t chunk, Isa::I (&sum)[SETS][ROW
 // sums = ROWS rows of activations times NB tiles of channels. Few sums are kept in several sets,
 // because a dot product that adds to the result of the one before has to wait for it.
 template <class Codes, int ROWS, int NB, PanelUse PANEL>
-void multiply(const Operands& o) {
+void multiply(const Operands& operands) {
   constexpr int COLUMNS = NB * VECTORS;
   constexpr int SETS = ROWS * COLUMNS >= 8 ? 1 : ROWS * COLUMNS >= 4 ? 2 : 4;
+  const Operands o = operands;  // a copy: what is stored below cannot change it
   const int32_t* start = o.start;
   const uint16_t* scale = o.scale;
-  for (int64_t begin = 0; begin < o.chunks; begin += o.segment_chunks) {
-    const int64_t end = begin + o.segment_chunks < o.chunks ? begin + o.segment_chunks : o.chunks;
+  constexpr bool IN_REGISTERS = ROWS * COLUMNS <= Isa::FREE_SUMS;
+  Isa::F total[ROWS][COLUMNS];
+#pragma GCC unroll 16
+  for (int m = 0; m < ROWS; m++)
+#pragma GCC unroll 16
+    for (int v = 0; v < COLUMNS; v++) {
+      total[m][v] = Isa::zero_floats();
+      if (!IN_REGISTERS) Isa::store_floats(o.sums + (m * COLUMNS + v) * Isa::LANES, total[m][v]);
+    }
+  int64_t chunk = 0;
+  do {
+    const int64_t end = chunk + o.segment_chunks < o.chunks ? chunk + o.segment_chunks : o.chunks;
     Isa::I sum[SETS][ROWS][COLUMNS];
 #pragma GCC unroll 16
     for (int m = 0; m < ROWS; m++) {
@@ -130,7 +141,7 @@ void multiply(const Operands& o) {
       for (int m = 0; m < ROWS; m++)
 #pragma GCC unroll 16
         for (int v = 0; v < COLUMNS; v++) sum[set][m][v] = Isa::zero();
-    for (int64_t chunk = begin; chunk < end; chunk++) {
+    do {
       if (PANEL != READ_PANEL)
 #pragma GCC unroll 4
         for (int tile = 0; tile < NB; tile++) Codes::prefetch(o, tile, chunk);
@@ -138,7 +149,7 @@ void multiply(const Operands& o) {
       steps<Codes, ROWS, NB, PANEL, SETS, 1>(o, chunk, sum);
       steps<Codes, ROWS, NB, PANEL, SETS, 2>(o, chunk, sum);
       steps<Codes, ROWS, NB, PANEL, SETS, 3>(o, chunk, sum);
-    }
+    } while (++chunk < end);
 #pragma GCC unroll 16
     for (int v = 0; v < COLUMNS; v++) {
       const Isa::F s = Isa::load_scale(scale + v / VECTORS * o.scale_tile + v % VECTORS * Isa::LANES);
@@ -147,15 +158,22 @@ void multiply(const Operands& o) {
 #pragma GCC unroll 4
         for (int set = 1; set < SETS; set++)
           sum[0][m][v] = Isa::add(sum[0][m][v], sum[set][m][v]);
-        float* to = o.sums + (m * COLUMNS + v) * Isa::LANES;
         const Isa::F value = Isa::to_float(sum[0][m][v]);
-        Isa::store_floats(to, begin ? Isa::multiply_add(value, s, Isa::load_floats(to))
-                                    : Isa::multiply(value, s));
+        float* to = o.sums + (m * COLUMNS + v) * Isa::LANES;
+        if (IN_REGISTERS) total[m][v] = Isa::multiply_add(value, s, total[m][v]);
+        else Isa::store_floats(to, Isa::multiply_add(value, s, Isa::load_floats(to)));
       }
     }
+    if (!IN_REGISTERS) asm volatile("" ::: "memory");  // no caching of float sums in registers
     start += ROWS;
     scale += TILE;
-  }
+  } while (chunk < o.chunks);
+  if (IN_REGISTERS)
+#pragma GCC unroll 16
+    for (int m = 0; m < ROWS; m++)
+#pragma GCC unroll 16
+      for (int v = 0; v < COLUMNS; v++)
+        Isa::store_floats(o.sums + (m * COLUMNS + v) * Isa::LANES, total[m][v]);
 }
 
 // The same for bfloat16 rows: dot16 adds the products of two neighbouring inputs per lane.

@@ -20,7 +20,7 @@ namespace {
 struct Isa {
   typedef uint32x4_t I;
   typedef float32x4_t F;
-  static constexpr int LANES = 4, MAX_ROWS = 6, PANEL_TILES = 1, PARTS = 1, STREAM_ROWS = 1;
+  static constexpr int LANES = 4, MAX_ROWS = 6, PANEL_ROWS = 6, PANEL_TILES = 1, PARTS = 1, STREAM_ROWS = 1, FREE_SUMS = 12;
   static constexpr bool SIGNED_WEIGHTS = true;
 
   VLAQ_INLINE I load(const void* from) { return vld1q_u32(static_cast<const uint32_t*>(from)); }
@@ -52,7 +52,6 @@ struct Isa {
   }
   VLAQ_INLINE F load_floats(const float* from) { return vld1q_f32(from); }
   VLAQ_INLINE void store_floats(float* to, F v) { vst1q_f32(to, v); }
-  VLAQ_INLINE F multiply(F a, F b) { return vmulq_f32(a, b); }
   VLAQ_INLINE F multiply_add(F a, F b, F c) { return vfmaq_f32(c, a, b); }
   VLAQ_INLINE F zero_floats() { return vdupq_n_f32(0); }
 
@@ -70,7 +69,7 @@ struct Isa {
 #include "multiply.h"
 #include "tiles.h"
 
-const Kernels KERNELS = {"neon", Isa::MAX_ROWS, Isa::PARTS, Isa::PANEL_TILES,
+const Kernels KERNELS = {"neon", Isa::MAX_ROWS, Isa::PANEL_ROWS, Isa::PARTS, Isa::PANEL_TILES,
                          quantize_tile<Isa::PARTS, Isa::SIGNED_WEIGHTS>, round_tile,
                          integer_tiles, bfloat16_tiles};
 

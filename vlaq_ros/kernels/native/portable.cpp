@@ -13,7 +13,7 @@ namespace {
 struct Isa {
   struct I { uint32_t lane[4]; };
   struct F { float lane[4]; };
-  static constexpr int LANES = 4, MAX_ROWS = 2, PANEL_TILES = 1, PARTS = 1, STREAM_ROWS = 1;
+  static constexpr int LANES = 4, MAX_ROWS = 2, PANEL_ROWS = 2, PANEL_TILES = 1, PARTS = 1, STREAM_ROWS = 1, FREE_SUMS = 0;
   static constexpr bool SIGNED_WEIGHTS = false;
 
   template <class V, class Function>
@@ -80,9 +80,6 @@ struct Isa {
     return v;
   }
   VLAQ_INLINE void store_floats(float* to, F v) { memcpy(to, &v, sizeof v); }
-  VLAQ_INLINE F multiply(F a, F b) {
-    return make<F>([=](int i) { return a.lane[i] * b.lane[i]; });
-  }
   VLAQ_INLINE F multiply_add(F a, F b, F c) {
     return make<F>([=](int i) { return a.lane[i] * b.lane[i] + c.lane[i]; });
   }
@@ -99,7 +96,7 @@ struct Isa {
 #include "multiply.h"
 #include "tiles.h"
 
-const Kernels KERNELS = {"portable", Isa::MAX_ROWS, Isa::PARTS, Isa::PANEL_TILES,
+const Kernels KERNELS = {"portable", Isa::MAX_ROWS, Isa::PANEL_ROWS, Isa::PARTS, Isa::PANEL_TILES,
                          quantize_tile<Isa::PARTS, Isa::SIGNED_WEIGHTS>, round_tile,
                          integer_tiles, bfloat16_tiles};
 

@@ -47,6 +47,17 @@ VLAQ_INLINE void put(T* y, V values, const int32_t* channels, bool contiguous) {
     if (channels[i] >= 0) y[channels[i]] = value[i];
 }
 
+// Asks for the lines that put_tile will write: the rows of y lie far apart.
+template <int NB>
+VLAQ_INLINE void prefetch_outputs(const Job& job, int64_t first, int tokens, const Destination<NB>& to) {
+  const int size = job.dtype == VLAQ_FLOAT32 ? 4 : 2;
+  for (int i = 0; i < tokens; i++) {
+    const char* row = static_cast<const char*>(job.y) + (first + i) * job.y_stride * size;
+    for (int n = 0; n < NB; n++)
+      if (to.contiguous[n]) __builtin_prefetch(row + to.channels[n][0] * size, 1);
+  }
+}
+
 // Writes the outputs of the tokens of one tile. Two rows of sums per token are high and low byte.
 template <int NB>
 VLAQ_INLINE void put_tile(const Job& job, const Tiling& tiling, int64_t tile, const float* sums,
@@ -83,6 +94,7 @@ constexpr Multiply* multiply16_for(int rows, std::integer_sequence<int, ROWS...>
   return table[rows - 1];
 }
 typedef std::make_integer_sequence<int, Isa::MAX_ROWS> AllRows;
+typedef std::make_integer_sequence<int, Isa::PANEL_ROWS> PanelRows;
 
 // NB tiles of channels times all tokens. With several tiles of tokens the first one leaves the
 // unpacked codes behind in a panel that stays in the second-level cache.
@@ -108,8 +120,9 @@ void integer_panel(const Job& job, int width, int first, Zero zero, float factor
     const int rows = tiling.count(tile) * tiling.passes;
     o.codes = job.codes + before * (K / 4) * Isa::PARTS;
     o.start = job.start[zero] + before * store.segments;
-    if (tile) multiply_for<Codes, NB, READ_PANEL>(rows, AllRows())(o);
-    else if (tiling.tiles > 1) multiply_for<Codes, NB, WRITE_PANEL>(rows, AllRows())(o);
+    prefetch_outputs<NB>(job, tiling.first(tile), tiling.count(tile), to);
+    if (tile) multiply_for<Codes, NB, READ_PANEL>(rows, PanelRows())(o);
+    else if (tiling.tiles > 1) multiply_for<Codes, NB, WRITE_PANEL>(rows, PanelRows())(o);
     else multiply_for<Codes, NB, NO_PANEL>(rows, AllRows())(o);
     put_tile<NB>(job, tiling, tile, sums, job.step, factor, to);
   }
