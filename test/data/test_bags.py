@@ -2,6 +2,7 @@
 
 import shutil
 import sqlite3
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -305,6 +306,22 @@ def test_our_own_messages_are_understood_without_their_definition_in_the_bag(
     bag, messages = read_all(path)
     episode = bag.decode(messages[0])
     assert (episode.epoch, episode.task, episode.success) == (3, 'open', True)
+
+
+@pytest.mark.parametrize('storage', ['mcap', 'sqlite3'])
+def test_a_bag_is_never_in_memory_as_a_whole(recorded_arm, tmp_path, storage):
+    noise = np.random.default_rng(0).integers(0, 256, 500_000, dtype=np.uint8)
+    with recorded_arm.RecordedArm(tmp_path / 'run', storage=storage) as arm:
+        for step in range(40):
+            arm.jpeg('front', 1000 + step, noise.tobytes())
+    bag = Bag(tmp_path / 'run')
+    tracemalloc.start()
+    try:
+        assert sum(len(message.data) for message in bag.messages()) > 20_000_000
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 6_000_000
 
 
 class TestWriter:
