@@ -25,6 +25,8 @@ COMMANDS = {
     'collect': ('vlaq_ros.sim.collect', 'record demonstrations in the simulator'),
     'train': ('vlaq_ros.sim.train', 'train the reference policy on demonstrations'),
     'reproduce': ('vlaq_ros.sim.reproduce', 'make the shipped policy again, from nothing'),
+    'quantize': ('vlaq_ros.calibration.quantize', 'pack a policy by rounding, without any data'),
+    'inspect': ('vlaq_ros.calibration.inspect', 'show what a bundle is, or compare two'),
     'bench': ('vlaq_ros.bench.command', 'measure kernels, memory and whole models here'),
     'doctor': ('vlaq_ros.doctor', 'show what this machine has and what is missing'),
 }

@@ -7,8 +7,10 @@ import torch
 
 from vlaq_ros.calibration.method import CalibrationContext
 from vlaq_ros.calibration.reference import ReferenceBatch, ReferenceForward, reference_structure
-from vlaq_ros.policies.reference import QUANTIZED_ROLES, layer_roles
+from vlaq_ros.policies.bundle import open_bundle, write_bundle
+from vlaq_ros.policies.reference import QUANTIZED_ROLES, golden_actions, layer_roles
 from vlaq_ros.policies.reference_model import ReferenceConfig, ReferenceModel
+from vlaq_ros.policies.spec import CameraSpec
 from vlaq_ros.policies.toy import toy_spec
 
 CONFIG = ReferenceConfig(
@@ -63,3 +65,21 @@ def context() -> CalibrationContext:
         budget_bits=4.0,
         group_size=16,
     )
+
+
+@pytest.fixture(scope='session')
+def tiny_bundle(tmp_path_factory):
+    """Folder of a float bundle with random weights whose actions see images and words."""
+    torch.manual_seed(0)
+    config = dataclasses.replace(CONFIG, prompt_length=toy_spec().prompt.max_words)
+    model = ReferenceModel(config).eval()
+    for block in model.dit:
+        torch.nn.init.normal_(block.adaln.weight, std=0.2)
+    cameras = tuple(CameraSpec(*camera) for camera in CONFIG.cameras)
+    spec = dataclasses.replace(toy_spec(), family='reference', name='tiny', cameras=cameras)
+    path = tmp_path_factory.mktemp('bundles') / 'tiny'
+    tensors = {name: tensor.half() for name, tensor in model.state_dict().items()}
+    write_bundle(path, spec, config.to_json(), tensors)
+    golden = golden_actions(open_bundle(path), ('reach the goal', 'open the drawer'))
+    write_bundle(path, spec, config.to_json(), tensors, golden)
+    return path
