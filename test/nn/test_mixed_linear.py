@@ -79,7 +79,7 @@ def _assert_same_state(one, other):
     assert list(ours) == list(theirs)
     for name, tensor in ours.items():
         assert theirs[name].dtype == tensor.dtype
-        assert torch.equal(theirs[name], tensor)
+        assert torch.equal(theirs[name].cpu(), tensor.cpu())
 
 
 def test_the_state_is_the_file_form():
@@ -322,3 +322,19 @@ def test_names_without_a_packed_layer_share_nothing():
         share_precision(_model(), ['a', 'norm', 'd'])
     with pytest.raises(SchemeError, match='the model has no packed layer'):
         share_precision(nn.Linear(2, 2))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize('scheme', SCHEMES.values(), ids=SCHEMES.keys())
+def test_another_device_repacks_the_layer_and_back_again_nothing_has_changed(scheme):
+    layer = MixedLinear.from_linear(_linear(), scheme)
+    before, x = copy.deepcopy(layer), torch.randn(5, IN)
+    layer.to('cuda')
+    assert {buffer.device.type for buffer in layer.buffers()} == {'cuda'}
+    _assert_same_state(layer, before)
+    assert sqnr_db(before(x), layer(x.cuda()).cpu()) > 40 or layer.layout.kept == 0
+    layer.set_cap(4)
+    assert layer.precision.tolist() == [4, 16]
+    _assert_same_state(layer.cpu(), before)
+    before.set_cap(4)
+    assert torch.equal(layer(x), before(x))

@@ -292,3 +292,13 @@ def test_loading_takes_the_model_and_one_layer_and_no_more(tmp_path):
     assert packed > 50e6
     assert resident > 0.95 * packed
     assert peak <= 1.1 * resident + layer, f'{peak / 1e6:.1f} MB for {packed / 1e6:.1f} MB'
+
+
+@pytest.mark.gpu
+def test_layers_are_packed_where_they_will_run(path):
+    model = _to_meta(_model(1, {}))
+    model.frequencies = torch.ones(2)
+    load_model(model, path, 'cuda')
+    expected = _model()(*INPUTS)
+    for ours, theirs in zip(model(*(x.cuda() for x in INPUTS)), expected):
+        torch.testing.assert_close(ours.cpu(), theirs, rtol=0.02, atol=0.02)

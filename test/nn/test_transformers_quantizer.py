@@ -144,6 +144,58 @@ def test_a_vision_tower_with_packed_patches_comes_back(tmp_path):
     assert torch.equal(loaded(image).last_hidden_state, tower(image).last_hidden_state)
 
 
+@pytest.mark.slow
+def test_a_whole_vision_language_action_model_comes_back(tmp_path):
+    """Built in bfloat16 by transformers: `.bfloat16()` would round its frequencies too."""
+    gemma = {
+        'model_type': 'gemma',
+        'vocab_size': 64,
+        'hidden_size': 32,
+        'intermediate_size': 48,
+        'num_hidden_layers': 2,
+        'num_attention_heads': 4,
+        'num_key_value_heads': 1,
+        'head_dim': 8,
+    }
+    siglip = {
+        'model_type': 'siglip_vision_model',
+        'hidden_size': 32,
+        'intermediate_size': 48,
+        'num_hidden_layers': 1,
+        'num_attention_heads': 2,
+        'image_size': 16,
+        'patch_size': 8,
+        'projection_dim': 32,
+        'vision_use_head': False,
+    }
+    vlm = {'model_type': 'paligemma', 'image_token_index': 63, 'projection_dim': 32}
+    vlm |= {'hidden_size': 32, 'vocab_size': 64, 'text_config': gemma, 'vision_config': siglip}
+    sizes = {'chunk_size': 5, 'max_state_dim': 7, 'max_action_dim': 6, 'num_inference_steps': 2}
+    config = transformers.PI0Config(vlm_config=vlm, dit_config=gemma, **sizes)
+    torch.manual_seed(0)
+    policy = transformers.PI0ForConditionalGeneration._from_config(config, dtype=torch.bfloat16)
+    policy.eval().requires_grad_(False)
+    kinds = (torch.nn.Linear, torch.nn.Conv2d)
+    names = [name for name, m in policy.named_modules() if type(m) in kinds and name != 'lm_head']
+    quantize_linears(policy, dict.fromkeys(names, LayerScheme(8, activation_bits=8)))
+    quantizer.register(policy).save_pretrained(tmp_path)
+    loaded = _load(tmp_path, transformers.AutoModelForImageTextToText)
+    tokens = torch.tensor([[63] * 4 + [5, 6, 7]])
+    inputs = {
+        'input_ids': tokens,
+        'attention_mask': torch.ones_like(tokens),
+        'pixel_attention_mask': torch.ones(1, 1, dtype=torch.bool),
+        'pixel_values': torch.randn(1, 1, 3, 16, 16, dtype=torch.bfloat16),
+        'state': torch.randn(1, 7, dtype=torch.bfloat16),
+        'noise': torch.randn(1, 5, 6, dtype=torch.bfloat16),
+    }
+    actions = policy.sample_actions(**inputs)
+    assert actions.shape == (1, 5, 6)
+    assert torch.equal(loaded.sample_actions(**inputs), actions)
+    assert len(share_inputs(loaded)) == 9
+    assert torch.equal(loaded.sample_actions(**inputs), actions)
+
+
 def _edit(path, change, name='config.json'):
     values = json.loads((path / name).read_text())
     change(values)

@@ -114,7 +114,9 @@ def read_schema(path: Path) -> dict[str, StoredLayer]:
         return _schema(TensorFile(file, str(path)))
 
 
-def load_model(model: nn.Module, source: Path | BinaryIO) -> None:
+def load_model(
+    model: nn.Module, source: Path | BinaryIO, device: torch.device | str | None = None
+) -> None:
     """
     Fill a model from a file, making packed layers of those that the file holds packed.
 
@@ -126,6 +128,8 @@ def load_model(model: nn.Module, source: Path | BinaryIO) -> None:
         model: With linear and convolution layers where the file has packed ones, or with packed
             layers of the same layout.
         source: Path, or an open file.
+        device: Where packed layers, and tensors that were on the meta device, are put; the CPU
+            when None. Others stay where they are.
 
     Raises:
         BundleError: The file is damaged, of another version, or does not hold exactly this model;
@@ -134,9 +138,9 @@ def load_model(model: nn.Module, source: Path | BinaryIO) -> None:
     """
     if isinstance(source, str | Path):
         with _open(Path(source)) as file:
-            _load(model, TensorFile(file, str(source)))
+            _load(model, TensorFile(file, str(source)), torch.device(device or 'cpu'))
     else:
-        _load(model, TensorFile(source, 'the file'))
+        _load(model, TensorFile(source, 'the file'), torch.device(device or 'cpu'))
 
 
 def stored_layers(model: nn.Module) -> Iterator[tuple[str, MixedLinear]]:
@@ -146,7 +150,7 @@ def stored_layers(model: nn.Module) -> Iterator[tuple[str, MixedLinear]]:
             yield name, module
 
 
-def _load(model: nn.Module, file: TensorFile) -> None:
+def _load(model: nn.Module, file: TensorFile, device: torch.device) -> None:
     layers = _schema(file)
     modules = dict(model.named_modules())
     new = {n: stored for n, stored in layers.items() if not _is_ready(modules.get(n), stored)}
@@ -161,12 +165,12 @@ def _load(model: nn.Module, file: TensorFile) -> None:
         listed = '\n  '.join(unknown)
         raise BundleError(f'{file.what} does not describe packed layers of the model:\n  {listed}')
     _check_names(file, packed, others)
-    faults = [fault for name in packed if (fault := _fill(file, name, packed[name]))]
+    faults = [fault for name in packed if (fault := _fill(file, name, packed[name], device))]
     for name, target in others.items():
         values = file.read(name).to(target.dtype)
         if values.is_floating_point() and not values.isfinite().all():
             faults.append(f'{name}: not finite')
-        _put(model, name, target, values)
+        _put(model, name, target, values, device)
     if faults:
         raise BundleError(f'{file.what} holds what is no weight:\n  ' + '\n  '.join(faults))
     tensors = [*model.named_parameters(), *model.named_buffers()]
@@ -213,7 +217,7 @@ def _check_names(
         raise BundleError(f'{file.what} does not fit the model:\n  ' + '\n  '.join(faults))
 
 
-def _fill(file: TensorFile, name: str, layer: MixedLinear) -> str:
+def _fill(file: TensorFile, name: str, layer: MixedLinear, device: torch.device) -> str:
     """Load one packed layer; return what is wrong with it."""
     names = [key for key, (_, shape) in layer.layout.tensors().items() if 0 not in shape]
     bias = None if layer.bias is None else file.read(f'{name}.bias')
@@ -221,18 +225,21 @@ def _fill(file: TensorFile, name: str, layer: MixedLinear) -> str:
         return f'{name}.bias: not finite'
     try:
         tensors = {key: file.read(f'{name}.{key}') for key in names}
-        layer.fill(MixedWeight.from_tensors(layer.layout, tensors), bias)
+        layer.fill(MixedWeight.from_tensors(layer.layout, tensors).to(device), bias)
     except SchemeError as error:
         return f'{name}: {error}'
     return ''
 
 
-def _put(model: nn.Module, name: str, target: Tensor, values: Tensor) -> None:
+def _put(
+    model: nn.Module, name: str, target: Tensor, values: Tensor, device: torch.device
+) -> None:
     """Copy values into a tensor of the model, or let them replace one on the meta device."""
     if not target.is_meta:
         with torch.no_grad():
             target.copy_(values)
         return
+    values = values.to(device)
     if isinstance(target, nn.Parameter):
         values = nn.Parameter(values, requires_grad=target.requires_grad)
     for alias, tensor in list(_named_tensors(model)):  # wherever the model holds it
