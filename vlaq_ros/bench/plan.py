@@ -34,10 +34,15 @@ MEMORY_CASES = (
     'onnxruntime W4',
     'openvino W4',
 )
-# what torch, oneDNN, FBGEMM and our kernels have to be told to leave newer instructions alone
+# what the libraries inside torch have to be told to leave newer instructions alone
+AVX2_LIMITS = {
+    'ATEN_CPU_CAPABILITY': 'avx2',
+    'FBGEMM_ENABLE_INSTRUCTIONS': 'AVX2',
+    'MKL_ENABLE_INSTRUCTIONS': 'AVX2',
+}
 ISA_ENVIRONMENT = {
-    'avxvnni': {'ONEDNN_MAX_CPU_ISA': 'AVX2_VNNI_2', 'ATEN_CPU_CAPABILITY': 'avx2'},
-    'avx2': {'ONEDNN_MAX_CPU_ISA': 'AVX2', 'ATEN_CPU_CAPABILITY': 'avx2'},
+    'avxvnni': {'ONEDNN_MAX_CPU_ISA': 'AVX2_VNNI', **AVX2_LIMITS},
+    'avx2': {'ONEDNN_MAX_CPU_ISA': 'AVX2', **AVX2_LIMITS},
 }
 # glibc then gives freed blocks back to the system at once, so that none is mistaken for a weight
 RETURN_MEMORY = {'MALLOC_MMAP_THRESHOLD_': '65536', 'MALLOC_TRIM_THRESHOLD_': '65536'}
