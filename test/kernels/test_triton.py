@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -78,14 +79,13 @@ def test_padding_is_all_that_a_large_layer_grows_by(make_weight):
 
 
 @pytest.mark.parametrize('chip', CHIPS.values(), ids=CHIPS.keys())
-@pytest.mark.parametrize('tokens', [1, 16, 17, 33, 64, 65, 290, 610])
-@pytest.mark.parametrize('programs', [1, 9, 64, 172])
-@pytest.mark.parametrize('steps', [1, 3, 8, 33, 86])
-def test_a_plan_covers_every_input_once(chip, tokens, programs, steps):
-    plan = gpu.choose_plan(tokens, programs, steps, chip)
-    each = -(-steps // plan.parts)
-    assert (plan.parts - 1) * each < steps <= plan.parts * each  # none empty, none left over
-    assert plan.parts == 1 or tokens <= plan.tokens  # one arrival counter per tile of channels
+def test_a_plan_covers_every_input_once(chip):
+    sizes = product([1, 16, 17, 33, 64, 65, 290, 610], [1, 9, 64, 172], [1, 3, 8, 33, 86])
+    for tokens, programs, steps in sizes:
+        plan = gpu.choose_plan(tokens, programs, steps, chip)
+        each = -(-steps // plan.parts)
+        assert (plan.parts - 1) * each < steps <= plan.parts * each  # none empty, none left over
+        assert plan.parts == 1 or tokens <= plan.tokens  # one arrival counter per tile
 
 
 @pytest.mark.parametrize('chip', CHIPS.values(), ids=CHIPS.keys())
@@ -210,16 +210,18 @@ MATRIX_CODE = {8: ('HMMA', 'IMMA'), 9: ('HGMMA', 'IGMMA')}
 @needs_triton
 @pytest.mark.slow
 @pytest.mark.skipif(is_interpreted, reason='the interpreter compiles nothing')
-@pytest.mark.parametrize('chip', CHIPS.values(), ids=CHIPS.keys())
-@pytest.mark.parametrize('tokens', [1, 50, 512])
 @pytest.mark.parametrize(
-    ('group_size', 'dtype'),
-    [(128, torch.bfloat16), (64, torch.float16), (4096, torch.float32), (32, torch.bfloat16)],
-    ids=['g128_bf16', 'g64_fp16', 'channel_fp32', 'g32_bf16'],
+    ('chip', 'tokens', 'group_size', 'dtype'),
+    [(chip, tokens, 128, torch.bfloat16) for chip in CHIPS for tokens in (1, 50, 512)]
+    + [('h200', tokens, 4096, torch.float32) for tokens in (1, 512)]
+    + [('orin', 50, 64, torch.float16), ('h200', 512, 64, torch.float16)]
+    + [('orin', 512, 32, torch.bfloat16), ('h200', 1, 32, torch.bfloat16)],
+    ids=str,
 )
 def test_the_code_uses_the_matrix_units_and_keeps_its_loops_in_registers(
     monkeypatch, tmp_path, chip, tokens, group_size, dtype
 ):
+    chip = CHIPS[chip]
     monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path / 'cache'))
     layout = MixedLayout((4096, 4096), group_size, (64, 1984, 1024, 960))
     kernel = compile_for(chip, tokens, layout, dtype)
@@ -240,8 +242,8 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason='torch see
 @needs_cuda
 @needs_triton
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize('activation_bits', [16, 8, 4], ids=lambda bits: f'a{bits}')
-@pytest.mark.parametrize('tokens', [1, 5, 17, 50, 64, 65, 300])
+@pytest.mark.parametrize('activation_bits', [16, 8], ids=lambda bits: f'a{bits}')
+@pytest.mark.parametrize('tokens', [1, 17, 50, 300])
 @pytest.mark.parametrize('group_size', [32, 64, 128, 1000], ids=lambda size: f'g{size}')
 def test_a_gpu_computes_the_definition(
     make_weight, definition, generator, dtype, activation_bits, tokens, group_size

@@ -4,7 +4,8 @@ Multiplication on an NVIDIA GPU by the Triton kernels of `triton_kernel`.
 One launch multiplies by all widths of a layer; a second, smaller one before it rounds activations
 to integers, and returns at once while they have 16 bits. Nothing is allocated but the result and
 scratch memory, nothing is read back, and how a call is cut into programs depends on sizes alone:
-calls can be captured in a CUDA graph, and a graph follows the precision tensor.
+calls can be captured in a CUDA graph, and a graph follows the precision tensor. One layer must not
+run on two streams at once: programs that share a sum meet at counters of the layer.
 
 16-bit activations are the 16-bit floats that came in; float32 is rounded to bfloat16 for the
 product, summed in float32 and stored as float32.

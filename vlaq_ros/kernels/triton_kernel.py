@@ -38,6 +38,7 @@ from vlaq_ros.kernels.triton_products import (
 def coded_product(
     source,
     token_offsets,
+    is_token,
     columns,
     high,
     low,
@@ -63,23 +64,25 @@ def coded_product(
     if width == 2:
         crumb_rows = codes2 + rows(code_tile, count, steps * (64 * 32), 32, CHANNELS)
         total = crumb_product(
-            *(source, token_offsets, columns, crumb_rows, scale_rows, first, last),
+            *(source, token_offsets, is_token, columns, crumb_rows, scale_rows, first, last),
             *(CHANNELS, TOKENS, GROUP, TYPE, RAGGED),
         )
         total *= 1.0 / 64.0
     else:
         where = rows(code_tile, count, steps * (PAIRS * 64 * BYTES), BYTES, CHANNELS)
-        first_pair, last_pair = first * PAIRS, last * PAIRS
+        high_rows = high + where
         if width == 8 and cap == 8:
             total = nibble_product(
-                *(source, token_offsets, columns, high + where, low + where, scale_rows, 0.0),
-                *(first_pair, last_pair, CHANNELS, TOKENS, GROUP, PAIR, True, TYPE, RAGGED),
+                *(source, token_offsets, is_token, columns, high_rows, low + where, scale_rows),
+                *(0.0, first * PAIRS, last * PAIRS),
+                *(CHANNELS, TOKENS, GROUP, PAIR, True, TYPE, RAGGED),
             )
         else:
             middle = tl.where(width == 8, 7.5, 0.0)
             total = nibble_product(
-                *(source, token_offsets, columns, high + where, high + where, scale_rows, middle),
-                *(first_pair, last_pair, CHANNELS, TOKENS, GROUP, PAIR, False, TYPE, RAGGED),
+                *(source, token_offsets, is_token, columns, high_rows, high_rows, scale_rows),
+                *(middle, first * PAIRS, last * PAIRS),
+                *(CHANNELS, TOKENS, GROUP, PAIR, False, TYPE, RAGGED),
             )
             total *= tl.where(width == 8, 1.0, 1.0 / 16.0)
     return total
@@ -139,18 +142,21 @@ def multiply(
 
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     is_token = token < tokens
-    token = tl.minimum(token, tokens - 1)  # what is computed twice is stored once
+    token = tl.minimum(token, tokens - 1)
     x_at = token.to(tl.int64) * x_stride
     if width == 16:
         value_rows = values16 + rows(code_tile, count, steps * (128 * 64), 64, CHANNELS)
-        total = wide_product(x, x_at, columns, value_rows, first, last, CHANNELS, TOKENS, RAGGED)
+        total = wide_product(
+            x, x_at, is_token, columns, value_rows, first, last, CHANNELS, TOKENS, RAGGED
+        )
     elif width > 0:
         scale_rows = scale + rows(scale_tile, count, groups * 64, 1, CHANNELS)
         if is_rounded:
             codes_at = token.to(tl.int64) * (steps * 128)
             total = coded_product(
-                *(x_codes, codes_at, columns, high, low, codes2, scale_rows, code_tile, count),
-                *(steps, first, last, width, cap, CHANNELS, TOKENS, GROUP, PAIR, tl.int8, False),
+                *(x_codes, codes_at, is_token, columns, high, low, codes2, scale_rows),
+                *(code_tile, count, steps, first, last, width, cap),
+                *(CHANNELS, TOKENS, GROUP, PAIR, tl.int8, False),
             )
             if width > cap:
                 sums = x_sums + token
@@ -159,27 +165,30 @@ def multiply(
                 )
         else:
             total = coded_product(
-                *(x, x_at, columns, high, low, codes2, scale_rows, code_tile, count),
-                *(steps, first, last, width, cap, CHANNELS, TOKENS, GROUP, PAIR, TYPE, RAGGED),
+                *(x, x_at, is_token, columns, high, low, codes2, scale_rows),
+                *(code_tile, count, steps, first, last, width, cap),
+                *(CHANNELS, TOKENS, GROUP, PAIR, TYPE, RAGGED),
             )
     elif is_rounded:
         total = tl.zeros((CHANNELS, TOKENS), tl.float32)  # the step of a broken token is NaN
     else:
-        total = not_a_number(x, x_at, columns, first, last, CHANNELS, TOKENS, RAGGED)
+        total = not_a_number(x, x_at, is_token, columns, first, last, CHANNELS, TOKENS, RAGGED)
 
     is_last = True
     if IS_SPLIT:
-        own = tl.arange(0, CHANNELS)[:, None] * TOKENS + tl.arange(0, TOKENS)[None, :]
+        own = tl.arange(0, TOKENS)[None, :] * CHANNELS + tl.arange(0, CHANNELS)[:, None]
         size = CHANNELS * TOKENS
         place = partial_sums + program.to(tl.int64) * (parts * size)
-        tl.store(place + part * size + own, total)
+        tl.store(place + part * size + own, total, mask=is_token[None, :])
         tl.debug_barrier()  # every thread has written before one of them says so
         is_last = tl.atomic_add(arrivals + program, 1, sem='acq_rel', scope='gpu') == parts - 1
         if is_last:
             tl.store(arrivals + program, 0)
             total = tl.zeros((CHANNELS, TOKENS), tl.float32)
             for other in range(parts):
-                total += tl.load(place + other * size + own, cache_modifier='.cg')
+                there = place + other * size + own
+                mask = is_token[None, :]
+                total += tl.load(there, mask=mask, other=0.0, cache_modifier='.cg')
     if is_last:
         if is_rounded and width != 16:
             total *= tl.load(x_steps + token)[None, :]

@@ -34,18 +34,24 @@ def rows(first, count, tile_size, row_size, CHANNELS: tl.constexpr):
 def _inputs(
     source,
     token_offsets,
+    is_token,
     start,
     columns,
     COUNT: tl.constexpr,
     TYPE: tl.constexpr,
     RAGGED: tl.constexpr,
 ):
-    """Return inputs start, start + 1, ... of each token as [COUNT, tokens]; 0 beyond the last."""
+    """
+    Return inputs start, start + 1, ... of each token as [COUNT, tokens].
+
+    What is not there is 0 and not loaded: one token costs the traffic of one, not of a tile.
+    """
     k = start + tl.arange(0, COUNT)
     where = source + token_offsets[None, :] + k[:, None]
+    is_there = is_token[None, :]
     if RAGGED:
-        return tl.load(where, mask=(k < columns)[:, None], other=0).to(TYPE)
-    return tl.load(where).to(TYPE)
+        is_there = is_there & (k < columns)[:, None]
+    return tl.load(where, mask=is_there, other=0).to(TYPE)
 
 
 @triton.jit
@@ -59,6 +65,7 @@ def _scales(scale_rows, start, GROUP: tl.constexpr):
 def nibble_product(
     source,
     token_offsets,
+    is_token,
     columns,
     high_rows,
     low_rows,
@@ -95,8 +102,10 @@ def nibble_product(
             next_right = _scales(scale_rows, next_start + HALF, GROUP)
         where = pair * 64 * HALF + byte[None, :]
         high = tl.load(high_rows[:, None] + where)
-        x_left = _inputs(source, token_offsets, start, columns, HALF, TYPE, RAGGED)
-        x_right = _inputs(source, token_offsets, start + HALF, columns, HALF, TYPE, RAGGED)
+        x_left = _inputs(source, token_offsets, is_token, start, columns, HALF, TYPE, RAGGED)
+        x_right = _inputs(
+            source, token_offsets, is_token, start + HALF, columns, HALF, TYPE, RAGGED
+        )
         if BOTH:
             low = tl.load(low_rows[:, None] + where)
             w_left = operand(left_byte(high, low), TYPE)
@@ -125,6 +134,7 @@ def nibble_product(
 def crumb_product(
     source,
     token_offsets,
+    is_token,
     columns,
     code_rows,
     scale_rows,
@@ -152,7 +162,7 @@ def crumb_product(
             at = start + quarter * 32
             levels = even_operand(top_crumb(packed), 0.0, TYPE)
             packed = next_crumb(packed)
-            x_part = _inputs(source, token_offsets, at, columns, 32, TYPE, RAGGED)
+            x_part = _inputs(source, token_offsets, is_token, at, columns, 32, TYPE, RAGGED)
             if GROUP == 0:
                 total = tl.dot(levels, x_part, total, out_dtype=SUM)
             elif GROUP % 128 == 0:
@@ -171,6 +181,7 @@ def crumb_product(
 def wide_product(
     source,
     token_offsets,
+    is_token,
     columns,
     value_rows,
     first,
@@ -184,7 +195,9 @@ def wide_product(
     total = tl.zeros((CHANNELS, TOKENS), tl.float32)
     for step in range(first * 2, last * 2):
         values = tl.load(value_rows[:, None] + step * 64 * 64 + k[None, :])
-        x_part = _inputs(source, token_offsets, step * 64, columns, 64, tl.bfloat16, RAGGED)
+        x_part = _inputs(
+            source, token_offsets, is_token, step * 64, columns, 64, tl.bfloat16, RAGGED
+        )
         total = tl.dot(values, x_part, total)
     return total
 
@@ -219,6 +232,7 @@ def middle_of_capped(
 def not_a_number(
     source,
     token_offsets,
+    is_token,
     columns,
     first,
     last,
@@ -229,6 +243,8 @@ def not_a_number(
     """Return zeros, and NaN for tokens with a value that is not finite: for pruned channels."""
     total = tl.zeros((CHANNELS, TOKENS), tl.float32)
     for step in range(first, last):
-        values = _inputs(source, token_offsets, step * 128, columns, 128, tl.float32, RAGGED)
+        values = _inputs(
+            source, token_offsets, is_token, step * 128, columns, 128, tl.float32, RAGGED
+        )
         total += tl.sum(values * 0.0, axis=0)[None, :]
     return total
