@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from vlaq_ros.calibration.action_error import ActionMetric
-from vlaq_ros.calibration.applied import linear_of_rounded, replace_module
-from vlaq_ros.calibration.method import CalibrationContext, MethodResult
+from vlaq_ros.calibration.applied import applied, linear_of_rounded, replace_module
+from vlaq_ros.calibration.method import Batch, CalibrationContext, MethodResult
 from vlaq_ros.errors import SchemeError
 from vlaq_ros.quant.mixed import MixedWeight
 from vlaq_ros.quant.packing import unpack
@@ -126,11 +126,14 @@ def tune(
     """
     Return a result with the same widths that is nearer to full precision, and the losses.
 
-    The model of the context is what it was afterwards.
+    If the action error on the calibration batches did not fall, the result given is returned: a
+    small set of observations can be matched by rounding alone, and then there is only noise to
+    learn from. The model of the context is what it was afterwards.
     """
     if not options.steps:
         return result, []
     teacher = _Teacher(context, metric)
+    before = teacher.action_error(result)
     generator = torch.Generator().manual_seed(context.seed)
     losses = []
     with _tunable(context, result) as (layers, floats):
@@ -156,7 +159,7 @@ def tune(
         weights = {name: layer.packed() for name, layer in layers.items()}
         parameters = {name: value.detach().clone() for name, value in floats.items()}
     tuned = replace(result, weights=weights, parameters={**result.parameters, **parameters})
-    return tuned, losses
+    return (tuned if teacher.action_error(tuned) < before else result), losses
 
 
 class _Teacher:
@@ -167,7 +170,7 @@ class _Teacher:
         with torch.no_grad():
             self._targets = [self._run(batch) for batch in context.batches]
 
-    def _run(self, batch: object) -> tuple[Tensor, Tensor | None]:
+    def _run(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         seen: list[Tensor] = []
         interface = self._context.structure.interface
         handle = None
@@ -180,6 +183,15 @@ class _Teacher:
             if handle:
                 handle.remove()
         return projected, seen[0] if seen else None
+
+    def action_error(self, result: MethodResult) -> float:
+        """Return the mean action error of a result over all batches."""
+        with torch.no_grad(), applied(self._context.model, result):
+            errors = [
+                (self._run(batch)[0] - exact).square().sum(1).mean()
+                for batch, (exact, _) in zip(self._context.batches, self._targets)
+            ]
+        return float(torch.stack(errors).mean())
 
     def loss(self, index: int, interface: float) -> Tensor:
         """Return the mean cost of one batch."""
