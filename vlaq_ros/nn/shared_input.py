@@ -8,16 +8,18 @@ names, and so do their tensors in `state_dict()` and in files: only who computes
 
 The first of them that is called computes all, and hands the others their part when they are called
 with that very tensor, unchanged: the same object, of the same version, at the same precision. The
-input is not kept alive for it, and when it dies the parts that nobody fetched go with it. A tensor
-made in inference mode has no version; on the CPU its values are compared instead, elsewhere each
-layer computes for itself (run under `torch.no_grad()` there). Where a call is traced or
-differentiated, each layer computes for itself too, with the same result.
+input is not kept alive for it, and when it dies the parts that nobody fetched go with it.
+
+Where a call is traced or differentiated, each layer computes for itself, with the same result. So
+it does in `torch.inference_mode()`, where tensors have no version and a change in place would go
+unseen: run under `torch.no_grad()`, which gives up nothing else. A warning says so once.
 
 The parts are views of one output: their rows lie apart, which `view`, `reshape` and `transpose` of
 attention heads do not mind.
 """
 
 import re
+import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
@@ -42,6 +44,10 @@ PATTERNS = (
     (r'.*', ('gate_proj', 'up_proj')),
 )
 """Pattern of the module that holds them -> layers that read the same input; the first match."""
+IN_INFERENCE_MODE = (
+    'layers that share an input each compute all of it in torch.inference_mode(); '
+    'run under torch.no_grad() instead'
+)
 
 
 class SharedStore(MixedLinear):
@@ -54,6 +60,7 @@ class SharedStore(MixedLinear):
         with torch.device('meta'):
             super().__init__(weight.layout, any(member.bias is not None for member in members))
         self.ends = (0, *accumulate(member.out_features for member in members))
+        self._sizes = [member.out_features for member in members]
         self._has_bias = tuple(member.bias is not None for member in members)
         self._waiting: dict[int, tuple[MixedWeight, Tensor | None]] = {}
         self._last = _LastCall()
@@ -63,12 +70,15 @@ class SharedStore(MixedLinear):
     def part(self, index: int, x: Tensor) -> Tensor:
         """Return what the member at `index` makes of x: [..., its out_features]."""
         first, last = self.ends[index : index + 2]
-        if is_traced(x) or (x.is_inference() and not x.is_cpu):
-            return self(x)[..., first:last]
-        stamp = (id(self.precision), self.precision._version)
+        if is_traced(x) or x.is_inference():
+            if not torch.compiler.is_compiling() and x.is_inference():
+                warnings.warn(IN_INFERENCE_MODE, RuntimeWarning, stacklevel=4)
+            return self.forward(x)[..., first:last]
+        precision = self._buffers['precision']
+        stamp = (x._version, precision._version, id(precision))
         if (kept := self._last.take(index, x, stamp)) is not None:
             return kept
-        parts = self(x).split([b - a for a, b in zip(self.ends, self.ends[1:])], dim=-1)
+        parts = self.forward(x).split(self._sizes, dim=-1)
         self._last.keep(x, stamp, parts, index)
         return parts[index]
 
@@ -101,8 +111,8 @@ class SharedStore(MixedLinear):
         if not any(self._has_bias):
             return None
         like = next(bias for bias in biases if bias is not None)
-        sizes = [b - a for a, b in zip(self.ends, self.ends[1:])]
-        return torch.cat([like.new_zeros(n) if b is None else b for n, b in zip(sizes, biases)])
+        filled = (like.new_zeros(n) if b is None else b for n, b in zip(self._sizes, biases))
+        return torch.cat(tuple(filled))
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         """Add nothing: the members do."""
@@ -121,6 +131,7 @@ class SharedLinear(MixedLinear):
         self.layout = member.layout
         self.out_features, self.in_features = member.layout.shape
         self.store, self.index = store, index
+        self._part = store.part  # a look-up of a submodule costs a microsecond
         self.train(member.training)
 
     @property
@@ -176,7 +187,7 @@ class SharedLinear(MixedLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [..., out_features] for x [..., in_features]."""
-        return self.store.part(self.index, x)
+        return self._part(self.index, x)
 
     def pack(self) -> None:
         """Do nothing when packed; raises as `MixedLinear.pack`."""
@@ -208,10 +219,8 @@ class _LastCall:
         self._forget()
 
     def take(self, index: int, x: Tensor, stamp: tuple[int, ...]) -> Tensor | None:
-        """Return one part, once, if it was made of this very input and at this precision."""
+        """Return one part, once, if it was made of this very input and with this stamp."""
         if self._input is None or self._input() is not x or self._stamp != stamp:
-            return None
-        if not self._is_unchanged(x):
             return None
         part = self._parts.pop(index, None)
         if not self._parts:
@@ -222,17 +231,10 @@ class _LastCall:
         """Remember the parts that were not taken for as long as x lives."""
         self._input, self._stamp = weakref.ref(x, self._forget), stamp
         self._parts = {index: part for index, part in enumerate(parts) if index != taken}
-        self._version = None if x.is_inference() else x._version
-        self._values = x.clone() if x.is_inference() else None
-
-    def _is_unchanged(self, x: Tensor) -> bool:
-        if x.is_inference() or self._version is None:
-            return self._values is not None and torch.equal(self._values, x)
-        return x._version == self._version
 
     def _forget(self, dead: weakref.ref | None = None) -> None:
         if dead is None or dead is self._input:
-            self._input, self._stamp, self._version, self._values = None, (), None, None
+            self._input, self._stamp = None, ()
             self._parts: dict[int, Tensor] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> '_LastCall':
