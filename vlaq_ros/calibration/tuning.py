@@ -39,8 +39,9 @@ class TuningOptions:
     Attributes:
         steps: Optimizer steps, one batch each; 0 leaves everything as it is.
         scale_rate: Learning rate of the logarithm of the scales.
-        code_rate: Learning rate of the position between codes, in steps of the grid; 0 keeps the
-            codes that rounding chose.
+        code_rate: Learning rate of the position between codes, in steps of the grid; 0, the
+            default, keeps the codes that rounding chose: codes that move need many steps to make
+            up for the compensation they undo.
         float_rate: Learning rate of biases and norm gains.
         interface: Weight of the relative error of the interface in the loss.
 
@@ -50,7 +51,7 @@ class TuningOptions:
 
     steps: int = 200
     scale_rate: float = 2e-3
-    code_rate: float = 1e-2
+    code_rate: float = 0.0
     float_rate: float = 5e-4
     interface: float = 1.0
 
