@@ -2,10 +2,10 @@
 The policy on the fast kernels acts like the policy on the kernel that defines the arithmetic.
 
 Given the same input, a layer gives the same output to the rounding of its sums. Where inputs are
-rounded to 8 bits that grows from layer to layer: a value on the edge between two codes falls to the
-other side, its token changes by a step, and after a few layers the two runs differ by as much as
-8-bit inputs differ from 16-bit ones. So with 16 bits actions are compared closely, and with 8 bits
-layer by layer.
+rounded to 8 bits that grows from layer to layer: a value on the edge between two codes falls to
+the other side, its token changes by a step, and after a few layers the two runs differ by as much
+as 8-bit inputs differ from 16-bit ones. So with 16 bits actions are compared closely, and with 8
+bits layer by layer.
 """
 
 import numpy as np

@@ -81,7 +81,7 @@ class ReferencePolicy:
         """Refuse a sentence this policy cannot read; see `Policy.check_instruction`."""
         encode_words(instruction, self.spec.prompt)
 
-    @torch.inference_mode()
+    @torch.no_grad()  # in inference mode layers could not share what they read
     def infer(self, observation: Observation) -> ActionChunk:
         """Return the action chunk for one observation; see `Policy.infer`."""
         clock = [time.perf_counter()]
