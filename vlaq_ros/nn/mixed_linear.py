@@ -126,7 +126,9 @@ class MixedLinear(nn.Module):
         """Return [..., out_features] for x [..., in_features]."""
         if self._kernel is None:
             raise SchemeError(f'this layer was never loaded: {self.layout}')
-        return self._kernel.run(x, self._tensors(), self.layout, self.precision, self.bias)
+        buffers = self._buffers  # attributes of a module cost a microsecond each
+        precision, bias = buffers['precision'], buffers['bias']
+        return self._kernel.run(x, self._tensors(), self.layout, precision, bias)
 
     def unpack(self) -> MixedWeight:
         """

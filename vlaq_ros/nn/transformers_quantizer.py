@@ -140,6 +140,7 @@ def load_pretrained(model_class: type, directory: str | Path, **options: Any) ->
         model_class: A model class of transformers, or an `AutoModel...` class.
         directory: Holds config.json and safetensors files.
         options: For `from_pretrained`, such as `dtype`; the dtype of float weights, not of codes.
+            Remote code, other formats and downloads stay off whatever they say.
 
     Raises:
         BundleError: Files are missing or damaged, the config names code, keys are missing,
@@ -148,11 +149,7 @@ def load_pretrained(model_class: type, directory: str | Path, **options: Any) ->
     """
     directory = Path(directory)
     _check_files(directory)
-    options = {
-        'local_files_only': True,
-        'trust_remote_code': False,
-        'use_safetensors': True,
-    } | options
+    options |= {'local_files_only': True, 'trust_remote_code': False, 'use_safetensors': True}
     try:
         model, info = model_class.from_pretrained(directory, output_loading_info=True, **options)
     except (OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
