@@ -67,6 +67,11 @@ PROBES = (
         is_required=True,
     ),
     Probe(
+        'cpu kernels',
+        'from vlaq_ros.kernels import native_library; print(native_library.describe())',
+        'packed layers are multiplied on the CPU without them, slowly',
+    ),
+    Probe(
         'transformers',
         "from importlib.metadata import version; print(version('transformers'))",
         PIP,

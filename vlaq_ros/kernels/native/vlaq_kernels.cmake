@@ -35,7 +35,8 @@ foreach(row IN LISTS rows)
 endforeach()
 
 target_compile_features(vlaq_kernels PRIVATE cxx_std_17)
-target_compile_options(vlaq_kernels PRIVATE -O3 -Wall -Wextra -Wno-psabi -ffp-contract=off)
+set(VLAQ_OPTIMIZATION -O3 CACHE STRING "Optimization; sanitizers compile -O3 for many minutes")
+target_compile_options(vlaq_kernels PRIVATE ${VLAQ_OPTIMIZATION} -Wall -Wextra -Wno-psabi -ffp-contract=off)
 set_target_properties(vlaq_kernels PROPERTIES
   CXX_VISIBILITY_PRESET hidden VISIBILITY_INLINES_HIDDEN ON)
 target_link_libraries(vlaq_kernels PRIVATE Threads::Threads)
