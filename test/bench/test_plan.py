@@ -23,7 +23,7 @@ def expected_s(request):
 
 def test_a_complete_run_is_planned_for_less_than_fifteen_minutes():
     assert expected_s(Request(SECTIONS, isas=ISAS)) < 15 * 60
-    assert expected_s(Request(SECTIONS, quick=True, isas=ISAS)) < 5 * 60
+    assert expected_s(Request(SECTIONS, quick=True, isas=ISAS)) < 4 * 60
 
 
 def test_a_job_survives_the_way_to_its_process():

@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f'{", ".join((*SECTIONS, *EXTRA_SECTIONS))}, or {ALL} (default): all but gpu',
     )
     parser.add_argument(
-        '--quick', action='store_true', help='a few points in about two minutes; not to publish'
+        '--quick', action='store_true', help='a few points in about four minutes; not to publish'
     )
     parser.add_argument(
         '--shapes', help='layers of the kernel section, such as 960x2560,2048x8192'

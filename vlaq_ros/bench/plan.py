@@ -192,7 +192,7 @@ def parse_counts(option: str, text: str) -> tuple[int, ...]:
 
 
 def _kernel_jobs(request: Request) -> list[Job]:
-    effort = (3, 0.02) if request.quick else (5, 0.02)
+    effort = (3, 0.02) if request.quick else (5, 0.015)
     jobs = []
     for threads in request.threads or (1, 2):
         several = threads > 1
@@ -221,8 +221,8 @@ def _kernel_steps(
     for inputs, outputs in shapes:
         weights = inputs * outputs / 1e6
         for position, count in enumerate(tokens):
-            seconds = 1.5 + 0.004 * weights * count**0.75
-            seconds += 2.0 + 0.25 * weights if position == 0 else 0.0  # packing the weights
+            seconds = 3.5 + 0.0045 * weights * count**0.75
+            seconds += 4.5 + 0.44 * weights if position == 0 else 0.0  # packing the weights
             values = {'in': inputs, 'out': outputs, 'tokens': count}
             steps.append(Step(f'{inputs}x{outputs}, {_counted(count, "token")}', seconds, values))
     return tuple(steps)

@@ -22,8 +22,8 @@ COLD_BYTES = 128 << 20
 MOST_COPIES = 1024
 """More are not made: weights below an eighth of a megabyte are cached in any model."""
 MOST_CALLS = 2000
-WARM_UP_S = 0.3
-SLOW_S = 0.25
+WARM_UP_S = 0.15
+SLOW_S = 0.1
 SLOW_ROUNDS = 3
 
 
@@ -92,7 +92,7 @@ def measure(cases: Sequence[Case], threads: int, effort: Effort) -> dict[str, Ti
     """
     Time all cases in interleaved rounds.
 
-    A case whose call takes longer than a quarter of a second gets three rounds.
+    A case whose call takes longer than a tenth of a second gets three rounds.
 
     Args:
         cases: What to compare; warmed up before.
