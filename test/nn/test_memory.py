@@ -8,7 +8,7 @@ from torch import nn
 
 from vlaq_ros.nn.memory import model_memory, precisions_in_use
 from vlaq_ros.nn.surgery import quantize_linears
-from vlaq_ros.quant.scheme import WEIGHT_LEVELS, LayerScheme
+from vlaq_ros.quant.scheme import LayerScheme
 
 
 def _model():
@@ -22,12 +22,12 @@ def test_a_float_model_has_its_parameters_and_no_packed_layer():
     assert math.isnan(memory.mean_bits_per_weight)
 
 
-@pytest.mark.parametrize('level', ['w8', 'w4'])
-def test_a_packed_layer_weighs_what_its_tensors_hold(level):
+@pytest.mark.parametrize('scheme', [LayerScheme(8), LayerScheme(4, 64)], ids=str)
+def test_a_packed_layer_weighs_what_its_tensors_hold(scheme):
     """64 channels fill the blocks of every kernel: nothing is held but codes, scales and order."""
     model = _model()
     rest = model_memory(model).weight_bytes - 4 * 128 * 64
-    quantize_linears(model, {'0': WEIGHT_LEVELS[level]})
+    quantize_linears(model, {'0': scheme})
     memory = model_memory(model)
     layer = model[0]
     assert memory.quantized_bytes == layer.weight_bytes
@@ -39,7 +39,7 @@ def test_a_packed_layer_weighs_what_its_tensors_hold(level):
 
 def test_each_reason_is_given_once():
     model = _model()
-    quantize_linears(model, dict.fromkeys('02', WEIGHT_LEVELS['w8']))
+    quantize_linears(model, dict.fromkeys('02', LayerScheme(8)))
     assert model_memory(model).kernel == model[0].kernel.reason
 
 

@@ -233,6 +233,7 @@ def test_loaded_weights_are_seen():
         layers[0](x)
         layers.load_state_dict(state)
         alone.load_state_dict(state)
+        assert torch.equal(layers[1](x), alone[1](x))
         _assert_right(layers, alone, x)
 
 

@@ -17,9 +17,9 @@ from vlaq_ros.nn.surgery import (
     restore,
 )
 from vlaq_ros.quant.mixed import MixedLayout
-from vlaq_ros.quant.scheme import WEIGHT_LEVELS, LayerScheme
+from vlaq_ros.quant.scheme import LayerScheme
 
-W4, W8 = WEIGHT_LEVELS['w4'], WEIGHT_LEVELS['w8']
+W4, W8 = LayerScheme(4, 64), LayerScheme(8)
 
 
 class Adapter(nn.Linear):

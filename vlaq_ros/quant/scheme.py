@@ -207,10 +207,3 @@ def check_clip(clip: str, percentile: float) -> None:
 
 def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-WEIGHT_LEVELS = {
-    'w8': LayerScheme(8),
-    'w4': LayerScheme(4, 64),
-}
-"""Precision level of a policy -> scheme of its weights."""
