@@ -8,12 +8,12 @@ run over the rows of this table.
 from functools import cache
 from typing import NamedTuple
 
-from vlaq_ros.kernels import cpu, reference
+from vlaq_ros.kernels import cpu, gpu, reference
 from vlaq_ros.kernels.custom_op import traceable
 from vlaq_ros.kernels.kernel import Kernel
 from vlaq_ros.quant.mixed import MixedLayout
 
-KERNELS = tuple(traceable(row) for row in (cpu.KERNEL, reference.KERNEL))
+KERNELS = tuple(traceable(row) for row in (gpu.KERNEL, cpu.KERNEL, reference.KERNEL))
 """Fastest first. The last one refuses nothing."""
 
 PRICE_OF_THE_REFERENCE = 'it dequantizes the weight in every call: it saves memory, not time'
