@@ -29,6 +29,7 @@ CHIPS = {
     'h200': gpu.Chip((9, 0), 132),
 }
 SHARED_BYTES = {(8, 0): 163, (8, 7): 163, (8, 9): 99, (9, 0): 227}  # KiB a program may have
+TYPES = {torch.bfloat16: '*bf16', torch.float16: '*fp16', torch.float32: '*fp32'}
 needs_triton = pytest.mark.skipif(
     find_spec('triton') is None, reason='Triton is not installed: pip install vlaq_ros[gpu]'
 )
@@ -154,35 +155,38 @@ def test_the_kernel_computes_the_definition_in_tritons_interpreter():
 
 def compile_for(chip, tokens, layout, dtype):
     """Return the compiled kernel for the plan that a call of this size would have."""
-    from triton import compile as compile_kernel
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
     from vlaq_ros.kernels.triton_kernel import multiply
 
     steps = triton_format.padded_inputs(layout) // triton_format.STEP
     plan = gpu.choose_plan(tokens, -(-layout.shape[0] // 64), steps, chip)
     constants = gpu.constants(layout, dtype, plan, has_bias=True)
-    x_type = {torch.bfloat16: '*bf16', torch.float16: '*fp16', torch.float32: '*fp32'}[dtype]
-    pointers = {'x': x_type, 'y': x_type, 'values16': '*bf16', 'scale': '*fp16', 'bias': '*fp32'}
-    pointers |= {'x_codes': '*i8', 'x_steps': '*fp32', 'partial_sums': '*fp32'}
+    pointers = dict.fromkeys(('x', 'y'), TYPES[dtype])
+    pointers |= {'values16': '*bf16', 'scale': '*fp16', 'x_codes': '*i8'}
+    pointers |= dict.fromkeys(('x_steps', 'partial_sums', 'bias'), '*fp32')
     pointers |= dict.fromkeys(('high', 'low', 'codes2'), '*u8')
     pointers |= dict.fromkeys(('x_sums', 'channels', 'tiles', 'arrivals', 'precision'), '*i32')
-    names = multiply.arg_names
-    signature = {
-        name: 'constexpr' if name in constants else pointers.get(name, 'i32') for name in names
-    }
-    aligned = [*pointers, 'columns', 'channels_out', 'x_stride']
+    options = {'num_warps': plan.warps, 'num_stages': plan.stages}
+    return compile_kernel(multiply, chip, pointers, constants, options)
+
+
+def compile_kernel(function, chip, pointers, constants, options):
+    """Return a function compiled for a chip; its pointers and sizes are aligned."""
+    from triton import compile as compile_source
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    names = function.arg_names
+    types = dict.fromkeys(names, 'i32') | pointers | dict.fromkeys(constants, 'constexpr')
+    aligned = [*pointers, *{'columns', 'channels_out', 'x_stride'} & set(names)]
     source = ASTSource(
-        multiply,
-        signature,
+        function,
+        {name: types[name] for name in names},
         {(names.index(name),): value for name, value in constants.items()},
         {(names.index(name),): [['tt.divisibility', 16]] for name in aligned},
     )
     major, minor = chip.capability
     target = GPUTarget('cuda', 10 * major + minor, 32)
-    options = {'num_warps': plan.warps, 'num_stages': plan.stages}
-    return compile_kernel(source, target=target, options=options)
+    return compile_source(source, target=target, options=options)
 
 
 def machine_code(kernel, tmp_path):
@@ -233,6 +237,27 @@ def test_the_code_uses_the_matrix_units_and_keeps_its_loops_in_registers(
     assert len(products) >= 7  # 16 bits, and three ways to store codes in two types of input
     spills = [text for loop in products for text in loop if re.search(r'\b(LDL|STL)\b', text)]
     assert not spills
+
+
+@needs_triton
+@pytest.mark.slow
+@pytest.mark.skipif(is_interpreted, reason='the interpreter compiles nothing')
+@pytest.mark.parametrize('chip', ['a100', 'h200'])
+@pytest.mark.parametrize('dtype', TYPES, ids=str)
+def test_the_rounding_of_activations_compiles_and_stays_in_registers(
+    monkeypatch, tmp_path, chip, dtype
+):
+    from vlaq_ros.kernels.triton_quantize import quantize_tokens
+
+    monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path / 'cache'))
+    pointers = {'x': TYPES[dtype], 'codes': '*i8', 'steps': '*fp32'}
+    pointers |= dict.fromkeys(('sums', 'precision'), '*i32')
+    constants = {'SUM': 64, 'BLOCK': gpu.QUANTIZE_BLOCK}
+    options = {'num_warps': 4}
+    kernel = compile_kernel(quantize_tokens, CHIPS[chip], pointers, constants, options)
+    code = machine_code(kernel, tmp_path)
+    assert len(loops(code)) >= 2
+    assert not [text for _, text in code if re.search(r'\b(LDL|STL)\b', text)]
 
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason='torch sees no CUDA device')
