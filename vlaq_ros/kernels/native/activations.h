@@ -49,6 +49,12 @@ VLAQ_INLINE int32_t as_bits(float v) {
   return bits;
 }
 
+VLAQ_INLINE int32_t largest_of(Int16 v) {
+  int32_t largest = v[0];
+  for (int i = 1; i < CHUNK; i++) largest = v[i] > largest ? v[i] : largest;
+  return largest;
+}
+
 // The largest magnitude of a row as float bits: magnitudes compare like integers, and a result of
 // EXPONENT or more says that the row holds an infinity or a NaN.
 template <class T>
@@ -63,9 +69,7 @@ VLAQ_INLINE int32_t largest_magnitude(const T* x, int64_t in) {
     const Int16 magnitude = load_last_bits(x + k, in - k) & 0x7FFFFFFF;
     most = magnitude > most ? magnitude : most;
   }
-  int32_t result = 0;
-  for (int i = 0; i < CHUNK; i++) result = most[i] > result ? most[i] : result;
-  return result;
+  return largest_of(most);
 }
 
 // Rounds to the nearest integer, ties to even, by pushing the fraction out of the mantissa.
@@ -86,10 +90,12 @@ VLAQ_INLINE void write_codes(int32_t* to, int rows, Int16 codes) {
     __builtin_memcpy(word, &bytes, sizeof word);
     for (int i = 0; i < 4; i++) to[i * rows] = word[i];
   } else {
-    for (int i = 0; i < 4; i++) {
-      to[2 * i * rows] = (codes[4 * i] & 0xFFFF) | codes[4 * i + 2] << 16;
-      to[(2 * i + 1) * rows] = (codes[4 * i + 1] & 0xFFFF) | codes[4 * i + 3] << 16;
-    }
+    const Short16 shorts = __builtin_convertvector(codes, Short16);
+    const Short16 order = {0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15};
+    const Short16 ordered = __builtin_shuffle(shorts, order);
+    int32_t word[8];
+    __builtin_memcpy(word, &ordered, sizeof word);
+    for (int i = 0; i < 8; i++) to[i * rows] = word[i];
   }
 }
 
@@ -202,9 +208,10 @@ VLAQ_INLINE void round_token(const Job& job, int64_t tile, int token, int rows) 
   const int64_t t = job.rounded.first(tile) + token;
   const T* x = static_cast<const T*>(job.x) + t * job.x_stride;
   uint32_t* to = job.rounded_x + job.rounded.first(tile) * (K / 2) + token;
-  const bool finite = largest_magnitude(x, in) < EXPONENT;
-  job.valid[t] = finite ? 1.0f : __builtin_nanf("");
+  Int16 most = {};
   const auto put = [&](Int16 bits, int64_t k) __attribute__((always_inline)) {
+    const Int16 magnitude = bits & 0x7FFFFFFF;
+    most = magnitude > most ? magnitude : most;
     const UShort16 halves = __builtin_convertvector(round_bits(bits), UShort16);
     uint32_t word[8];
     __builtin_memcpy(word, &halves, sizeof word);
@@ -213,6 +220,7 @@ VLAQ_INLINE void round_token(const Job& job, int64_t tile, int token, int rows) 
   const int64_t full = in / CHUNK * CHUNK;
   for (int64_t k = 0; k < full; k += CHUNK) put(load_bits(x + k), k);
   if (full < K) put(load_last_bits(x + full, in - full), full);
+  job.valid[t] = largest_of(most) < EXPONENT ? 1.0f : __builtin_nanf("");
 }
 
 static void round_tile(const Job& job, int64_t tile) {

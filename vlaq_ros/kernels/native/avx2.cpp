@@ -26,8 +26,11 @@ struct Isa : Avx2 {
   VLAQ_INLINE I part(I v) {
     return P ? _mm256_srli_epi16(v, 8) : _mm256_and_si256(v, _mm256_set1_epi16(0xFF));
   }
+  // Inline assembly because GCC 12 spills the sums when it schedules the intrinsics.
   VLAQ_INLINE void dot(I& sum, I weight, I x) {
-    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(weight, x));
+    I product;
+    asm("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0"
+        : "+x"(sum), "=&x"(product) : "x"(weight), "x"(x));
   }
 };
 

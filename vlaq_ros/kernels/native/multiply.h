@@ -22,6 +22,8 @@ struct Operands {
   const int32_t* start;     // first value of the sums
   const uint16_t* scale;
   int64_t scale_tile;       // values from one tile of channels to the next
+  const uint8_t* ahead;     // memory to fetch while the panel is read, one line per chunk
+  int64_t ahead_step;       // 64, or 0 when there is nothing to fetch
   float* sums;              // [rows][tiles][16]
   int64_t chunks, segment_chunks;
 };
@@ -142,7 +144,9 @@ void multiply(const Operands& operands) {
 #pragma GCC unroll 16
         for (int v = 0; v < COLUMNS; v++) sum[set][m][v] = Isa::zero();
     do {
-      if (PANEL != READ_PANEL)
+      if (PANEL == READ_PANEL)
+        __builtin_prefetch(o.ahead + chunk * o.ahead_step, 0, 2);  // into the second-level cache
+      else
 #pragma GCC unroll 4
         for (int tile = 0; tile < NB; tile++) Codes::prefetch(o, tile, chunk);
       steps<Codes, ROWS, NB, PANEL, SETS, 0>(o, chunk, sum);

@@ -96,6 +96,16 @@ constexpr Multiply* multiply16_for(int rows, std::integer_sequence<int, ROWS...>
 typedef std::make_integer_sequence<int, Isa::MAX_ROWS> AllRows;
 typedef std::make_integer_sequence<int, Isa::PANEL_ROWS> PanelRows;
 
+// The first tile of tokens waits for codes from memory, the others do not: each of them fetches a
+// part of the codes of the next panel. `part` counts from 0; a part has one line per chunk.
+template <int NB>
+VLAQ_INLINE void fetch_ahead(Operands* o, int planes, int64_t part) {
+  const int64_t bytes = o->chunks * 64, parts = NB * o->tile_bytes / bytes;
+  const uint8_t* plane = part < parts ? o->high : o->low - parts * bytes;
+  o->ahead_step = part < parts * planes ? 64 : 0;
+  o->ahead = o->ahead_step ? plane + NB * o->tile_bytes + part * bytes : o->high;
+}
+
 // NB tiles of channels times all tokens. With several tiles of tokens the first one leaves the
 // unpacked codes behind in a panel that stays in the second-level cache.
 template <class Codes, int NB>
@@ -115,11 +125,13 @@ void integer_panel(const Job& job, int width, int first, Zero zero, float factor
   o.sums = sums;
   o.chunks = K / CHUNK;
   o.segment_chunks = store.segment / CHUNK;
+  const int planes = first + 2 * NB > store.tiles(width) ? 0 : width == BITS8 && job.cap == 8 ? 2 : 1;
   for (int64_t tile = 0; tile < tiling.tiles; tile++) {
     const int64_t before = tiling.first(tile) * tiling.passes;
     const int rows = tiling.count(tile) * tiling.passes;
     o.codes = job.codes + before * (K / 4) * Isa::PARTS;
     o.start = job.start[zero] + before * store.segments;
+    if (tile) fetch_ahead<NB>(&o, planes, tile - 1);
     prefetch_outputs<NB>(job, tiling.first(tile), tiling.count(tile), to);
     if (tile) multiply_for<Codes, NB, READ_PANEL>(rows, PanelRows())(o);
     else if (tiling.tiles > 1) multiply_for<Codes, NB, WRITE_PANEL>(rows, PanelRows())(o);
