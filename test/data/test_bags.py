@@ -197,6 +197,22 @@ def test_a_cut_sqlite_bag_gives_what_is_intact(recorded_arm, tmp_path):
     assert f'/ee_pose: {missing} of 2000 messages are missing' in bag.losses
 
 
+@pytest.mark.parametrize('storage', ['mcap', 'sqlite3'])
+def test_a_cut_compressed_file_gives_its_beginning(recorded_arm, tmp_path, storage):
+    path = tmp_path / 'run'
+    noise = np.random.default_rng(0).integers(0, 256, (40, 20_000), dtype=np.uint8)
+    with recorded_arm.RecordedArm(path, storage=storage, compression='file') as arm:
+        for step in range(40):
+            arm.jpeg('front', 1000 + step, noise[step].tobytes())
+    file = next(path.glob('*.zstd'))
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
+    bag, messages = read_all(path)
+    assert 5 < len(messages) < 25
+    missing = 40 - len(messages)
+    assert f'/front/image_raw/compressed: {missing} of 40 messages are missing' in bag.losses
+
+
 def test_parts_of_a_split_bag_are_read_in_their_order(record, tmp_path):
     split = tmp_path / 'split'
     split.mkdir()

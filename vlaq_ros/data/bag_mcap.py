@@ -17,12 +17,11 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from vlaq_ros.data.bag_compression import decompress
 from vlaq_ros.data.bag_types import Definition
 from vlaq_ros.errors import BagError, MissingDependencyError
 
 try:
-    import lz4.frame
-    import zstandard
     from mcap.data_stream import ReadDataStream
     from mcap.opcode import Opcode
     from mcap.reader import make_reader
@@ -161,7 +160,7 @@ class McapFile:
             span = f' from {start / 1e9:.3f} to {end / 1e9:.3f} s'
             at = _CHUNK.size + name_length
             kind = body[_CHUNK.size : at].decode()
-            content = _decompress(kind, body[at + 8 :])
+            content = decompress(kind, body[at + 8 :])
             if there == length and (len(content) != size or crc and zlib.crc32(content) != crc):
                 raise ValueError('size or checksum differs')
         except Exception as error:  # damaged data raise whatever the decompressor raises
@@ -211,14 +210,3 @@ def _read_head(stream: BinaryIO, size: int) -> tuple[int, int, int] | None:
         stream.seek(size - len(head))
         return None
     return *_HEAD.unpack(head), stream.tell()
-
-
-def _decompress(kind: str, data: bytes) -> bytes:
-    """Return the content of a chunk, as far as it goes when the data are cut off."""
-    if kind == 'zstd':
-        return zstandard.ZstdDecompressor().decompressobj().decompress(data)
-    if kind == 'lz4':
-        return lz4.frame.LZ4FrameDecompressor().decompress(data)
-    if kind:
-        raise ValueError(f'compression {kind!r} is not known')
-    return data

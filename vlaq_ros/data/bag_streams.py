@@ -130,7 +130,8 @@ class _Search:
         self._bag = bag
         self._topics = bag.topics()
         recorded = bag.provenance().get('streams')
-        self._names = {**(recorded if isinstance(recorded, dict) else {}), **names}
+        table = recorded.items() if isinstance(recorded, dict) else ()
+        self._names = {**{k: v for k, v in table if isinstance(v, str)}, **names}
         self._given = dict(names)
         self._streams: list[str] = []
         self._problems: list[str] = []

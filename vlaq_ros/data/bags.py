@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-import zstandard
 
+from vlaq_ros.data.bag_compression import PACKED_SUFFIXES, decompress, unpack_file
 from vlaq_ros.data.bag_mcap import McapFile, RawMessage
 from vlaq_ros.data.bag_sqlite import SqliteFile
 from vlaq_ros.data.bag_types import Definition, MessageTypes
@@ -23,7 +23,6 @@ from vlaq_ros.errors import BagError
 METADATA = 'metadata.yaml'
 _INFORMATION = 'rosbag2_bagfile_information'
 _STORAGES = {'.mcap': McapFile, '.db3': SqliteFile}
-_COMPRESSED = ('.zstd', '.zst')
 
 
 class Topic(NamedTuple):
@@ -74,7 +73,7 @@ class Bag:
     @property
     def name(self) -> str:
         """The last part of the path, for messages."""
-        return self.path.name
+        return self.path.resolve().name
 
     def topics(self) -> dict[str, Topic]:
         """Return what the bag holds, by topic; a bag without an index is read once for it."""
@@ -103,7 +102,7 @@ class Bag:
                         self._learn(file)
                     found[message.topic] += 1
                     if self._is_message_compressed:
-                        message = message._replace(data=_unzip(message.data))
+                        message = message._replace(data=decompress('zstd', message.data))
                     yield message
                 self._learn(file)
                 self.losses += file.losses
@@ -128,7 +127,7 @@ class Bag:
         """Return the messages by topic as the files know them, None when one does not know."""
         counts: Counter[str] = Counter()
         for path in self._files:
-            if path.suffix in _COMPRESSED:
+            if path.suffix in PACKED_SUFFIXES:
                 return None
             file = _STORAGES[path.suffix](path)
             self._learn(file)
@@ -149,13 +148,10 @@ class Bag:
                 self._custom_data = dict(values.get('custom_data') or {})
 
     def _open(self, path: Path, folder: Path) -> McapFile | SqliteFile:
-        if path.suffix in _COMPRESSED:
+        if path.suffix in PACKED_SUFFIXES:
             plain = folder / path.stem
-            with path.open('rb') as packed, plain.open('wb') as unpacked:
-                try:
-                    zstandard.ZstdDecompressor().copy_stream(packed, unpacked)
-                except zstandard.ZstdError as error:
-                    self.losses.append(f'{path.name}: the compressed file is damaged ({error})')
+            problem = unpack_file(path, plain)
+            self.losses += [problem] if problem else []
             path = plain
         return _STORAGES[path.suffix](path)
 
@@ -207,7 +203,7 @@ class Bag:
 
 
 def _is_storage(path: Path) -> bool:
-    suffixes = path.suffixes[-2:] if path.suffix in _COMPRESSED else path.suffixes[-1:]
+    suffixes = path.suffixes[-2:] if path.suffix in PACKED_SUFFIXES else path.suffixes[-1:]
     return path.is_file() and bool(suffixes) and suffixes[0] in _STORAGES
 
 
@@ -215,7 +211,3 @@ def _file_number(path: Path) -> tuple[int, str]:
     """Order the parts of a split recording: name_9 comes before name_10."""
     number = path.name.partition('.')[0].rpartition('_')[2]
     return (int(number) if number.isdigit() else -1, path.name)
-
-
-def _unzip(data: bytes) -> bytes:
-    return zstandard.ZstdDecompressor().decompressobj().decompress(data)
