@@ -47,10 +47,11 @@ class BuildKernels(build_ext):
         sources = [row for row in self.listed_sources() if knows(compiler, row[1])]
         macros = [f'-DVLAQ_HAVE_{path.stem.upper()}' for path, _ in sources]
         objects = [str(Path(self.build_temp) / f'{path.stem}.o') for path, _ in sources]
+        more = shlex.split(os.environ.get('CXXFLAGS', ''))
         self.mkpath(self.build_temp)
         self.mkpath(str(target.parent))
         for (path, flags), made in zip(sources, objects):
-            self.call([*compiler, *FLAGS, *macros, *flags, '-c', str(path), '-o', made])
+            self.call([*compiler, *FLAGS, *more, *macros, *flags, '-c', str(path), '-o', made])
         self.call([*compiler, '-shared', '-pthread', *objects, '-o', str(target)])
 
     def call(self, command: list[str]) -> None:

@@ -99,23 +99,29 @@ def test_node_executables_are_executable_and_name_a_function_that_exists():
         assert re.search(r'^def main\(', source, re.MULTILINE), module
 
 
-@pytest.fixture(scope='module')
-def wheel(tmp_path_factory):
+def build_wheel(folder, **environment):
     """Build the wheel from a copy: setuptools writes into the folder it builds."""
     pytest.importorskip('setuptools', minversion='70.1')  # the first that makes wheels by itself
-    folder = tmp_path_factory.mktemp('wheel')
     copy = folder / 'source'
     copy.mkdir()
     for name in PACKAGE_FILES:
         path = ROOT / name
         if path.is_dir():
-            shutil.copytree(path, copy / name, ignore=shutil.ignore_patterns('__pycache__'))
+            shutil.copytree(
+                path, copy / name, ignore=shutil.ignore_patterns('__pycache__', '*.so')
+            )
         else:
             shutil.copy(path, copy)
     pip = [sys.executable, '-m', 'pip', '--disable-pip-version-check', 'wheel', '--quiet']
     options = ['--no-deps', '--no-build-isolation', '--no-index', '--wheel-dir', str(folder)]
-    subprocess.run([*pip, *options, str(copy)], check=True)
+    subprocess.run([*pip, *options, str(copy)], check=True, env={**os.environ, **environment})
     return next(folder.glob('*.whl'))
+
+
+@pytest.fixture(scope='module')
+def wheel(tmp_path_factory):
+    """The wheel as it is made where there is no C++ compiler."""
+    return build_wheel(tmp_path_factory.mktemp('wheel'), CXX='no-such-compiler')
 
 
 def test_the_wheel_holds_every_file_of_the_package(wheel):
@@ -123,9 +129,39 @@ def test_the_wheel_holds_every_file_of_the_package(wheel):
     source = {
         path.relative_to(ROOT).as_posix()
         for path in (ROOT / 'vlaq_ros').rglob('*')
-        if path.is_file() and '__pycache__' not in path.parts
+        if path.is_file() and '__pycache__' not in path.parts and path.suffix != '.so'
     }
     assert packed == source
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(not shutil.which('c++'), reason='no C++ compiler')
+def test_a_wheel_made_with_a_compiler_has_kernels_that_load(tmp_path):
+    """Without optimization, to be quick: what is tested is that all of it is there."""
+    path = build_wheel(tmp_path, CXX='c++', CXXFLAGS='-O0')
+    installed = tmp_path / 'installed'
+    zipfile.ZipFile(path).extractall(installed)
+    code = 'from vlaq_ros.kernels import native_library; print(native_library.describe())'
+    done = subprocess.run(
+        [sys.executable, '-c', code],
+        cwd=tmp_path,
+        env={**os.environ, 'PYTHONPATH': str(installed)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert str(installed) in done.stdout, done.stderr
+    assert 'portable' in done.stdout
+
+
+def test_what_pip_and_colcon_compile_is_one_list():
+    native = ROOT / 'vlaq_ros' / 'kernels' / 'native'
+    lines = (native / 'sources.txt').read_text().splitlines()
+    listed = {line.split()[0] for line in lines if line and not line.startswith('#')}
+    assert listed == {path.name for path in native.glob('*.cpp')}
+    for path in (native / 'vlaq_kernels.cmake', ROOT / 'setup.py'):
+        assert '-ffp-contract=off' in path.read_text()  # the one flag that changes results
 
 
 def test_the_command_works_from_the_wheel_without_ros_and_without_torch(wheel, tmp_path):
@@ -196,9 +232,17 @@ class TestBuiltPackage:
         source = {
             p.relative_to(ROOT / 'vlaq_ros')
             for p in (ROOT / 'vlaq_ros').rglob('*')
-            if p.is_file() and '__pycache__' not in p.parts
+            if p.is_file() and '__pycache__' not in p.parts and p.suffix != '.so'
         }
         assert {path for path in source if not (installed / path).is_file()} == set()
+
+    def test_the_kernels_of_the_cpu_are_built_and_load(self):
+        code = 'from vlaq_ros.kernels import native_library; print(native_library.describe())'
+        done = subprocess.run(
+            [sys.executable, '-c', code], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert str(installed_prefix()) in done.stdout
 
     def test_both_halves_import_when_the_source_tree_comes_first(self):
         code = 'import vlaq_ros, vlaq_ros.types, vlaq_ros.msg; print(vlaq_ros.types.__file__)'

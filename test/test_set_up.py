@@ -91,6 +91,21 @@ def test_a_changed_message_needs_a_build(set_up, steps):
     assert run(set_up, steps) == (0, ['build'])
 
 
+def test_a_changed_kernel_needs_a_build(set_up, steps):
+    source = set_up.ROOT / 'vlaq_ros' / 'kernels' / 'native' / 'linear.cpp'
+    source.parent.mkdir(parents=True)
+    source.write_text('int before;')
+    run(set_up, steps)
+    source.write_text('int after;')
+    assert run(set_up, steps) == (0, ['build'])
+
+
+def test_a_library_built_in_the_source_tree_needs_no_build(set_up, steps):
+    run(set_up, steps)
+    (set_up.ROOT / 'vlaq_ros' / 'libvlaq_kernels.so').touch()
+    assert run(set_up, steps) == (0, [])
+
+
 def test_a_changed_constraint_installs_again(set_up, steps):
     run(set_up, steps)
     (set_up.ROOT / 'constraints.txt').write_text('numpy==2.4.6\n')
