@@ -37,6 +37,19 @@ def test_compensation_lowers_the_output_error(bits, group_size, act_order):
     assert after < 0.7 * before
 
 
+@pytest.mark.parametrize('group_size', [64, 16], ids=['per-channel', 'g16'])
+@pytest.mark.parametrize('bits', [2, 4])
+def test_searched_scales_never_harm_a_channel_and_help_at_two_bits(bits, group_size):
+    weight, hessian = weight_of(24, 64), correlated(64)
+    widths = (bits,) * 24
+    errors = {}
+    for ratios in ((1.0,), gptq.SEARCH):
+        found = gptq.compensate(weight, hessian, widths, group_size, ratios=ratios)
+        errors[ratios] = gptq.output_error(found.dequantize() - weight, hessian)
+    assert (errors[gptq.SEARCH] <= errors[1.0,] * (1 + 1e-6)).all()
+    assert errors[gptq.SEARCH].sum() < (0.9 if bits == 2 else 0.99) * errors[1.0,].sum()
+
+
 def test_without_correlation_it_is_rounding_to_nearest():
     weight = weight_of(8, 32)
     hessian = torch.diag(torch.rand(32).double() + 0.1)

@@ -8,6 +8,11 @@ Output channels do not interact, so that channels of different widths share one 
 Scales are chosen before rounding starts, from the weights as they are; then columns may be taken
 in any order, also with groups. The default is most active first ("act order"). `compensate` is
 also the rounding of other methods, with a Hessian of their own.
+
+A scale that suits rounding to nearest is too small for compensation, which makes later weights
+larger, at 2 bits above all. With `ratios`, every channel is rounded with several multiples of its
+scales, each then corrected by the factor of least squares, and keeps the one with the least output
+error. At 2 bits that took away 7 to 60 % of the error of layers of the reference policy.
 """
 
 from collections.abc import Sequence
@@ -24,6 +29,9 @@ from vlaq_ros.quant.mixed import MixedWeight
 from vlaq_ros.quant.scheme import PerGroup, QuantScheme
 
 DAMPING = 0.01
+SEARCH = (0.9, 1.0, 1.1, 1.2, 1.35, 1.5)
+"""Multiples of the scales that are worth trying."""
+_ROWS = 1024  # channels at a time, which bounds the memory
 MAX_DAMPING = 10.0
 
 
@@ -35,6 +43,7 @@ def compensate(
     clip: str = 'mse',
     damping: float = DAMPING,
     act_order: bool = True,
+    ratios: Sequence[float] = (1.0,),
 ) -> MixedWeight:
     """
     Round a weight with the error of every input made up for by the others.
@@ -47,6 +56,7 @@ def compensate(
         clip: Rule of the scales; `mse` weighs inputs by the diagonal of the Hessian.
         damping: Share of the mean diagonal that is added to the diagonal.
         act_order: Take inputs in the order of falling diagonal instead of as they come.
+        ratios: Multiples of the scales to try; a single one is taken as it is.
 
     Raises:
         SchemeError: The Hessian does not fit or is not finite, or the weight cannot be scaled.
@@ -64,13 +74,58 @@ def compensate(
     scale = torch.zeros(channels, -(-inputs // group_size), dtype=torch.float16)
     each = torch.tensor(widths)
     for bits in {8, 4, 2} & set(each.tolist()):
-        rows = each == bits
         scheme = QuantScheme(bits, PerGroup(group_size))
         importance = diagonal.float().clamp(min=0.0)
-        scale[rows] = choose_qparams(weight[rows], scheme, clip, importance=importance).scale
-        steps = scale[rows].double()[:, order // group_size]  # [rows, in]
-        codes[rows] = _round_columns(weight[rows], steps, order, factor, scheme)
+        for rows in (each == bits).nonzero().flatten().split(_ROWS):
+            part = weight[rows]
+            chosen = choose_qparams(part, scheme, clip, importance=importance).scale
+            search = _Search(part, hessian.double(), order, factor, scheme)
+            codes[rows], scale[rows] = search.best(chosen, ratios)
     return MixedWeight.from_codes(codes, scale, widths, group_size, weight)
+
+
+class _Search:
+    """Rounds channels of one width with several scales, and keeps the best of each channel."""
+
+    def __init__(
+        self, weight: Tensor, hessian: Tensor, order: Tensor, factor: Tensor, scheme: QuantScheme
+    ) -> None:
+        self._weight, self._hessian = weight.double(), hessian
+        self._order, self._factor, self._scheme = order, factor, scheme
+        self._group = torch.arange(weight.shape[1]) // scheme.granularity.group_size
+
+    def best(self, scale: Tensor, ratios: Sequence[float]) -> tuple[Tensor, Tensor]:
+        """Return codes uint8 [rows, in] and scale float16 [rows, groups]."""
+        if len(ratios) == 1:
+            scale = (scale.float() * ratios[0]).half()
+            return self._round(scale), scale
+        kept: tuple[Tensor, Tensor] | None = None
+        least = torch.full((len(scale),), torch.inf, dtype=torch.float64)
+        for ratio in ratios:
+            tried = (scale.float() * ratio).half()
+            codes = self._round(tried)
+            for candidate in (tried, self._refit(codes, tried)):
+                error = output_error(self._values(codes, candidate) - self._weight, self._hessian)
+                better = (error < least).unsqueeze(1)
+                least = torch.minimum(error, least)
+                if kept is None:
+                    kept = codes, candidate
+                kept = torch.where(better, codes, kept[0]), torch.where(better, candidate, kept[1])
+        return kept
+
+    def _round(self, scale: Tensor) -> Tensor:
+        steps = scale.double()[:, self._group[self._order]]  # [rows, in]
+        return _round_columns(self._weight, steps, self._order, self._factor, self._scheme)
+
+    def _values(self, codes: Tensor, scale: Tensor) -> Tensor:
+        return (codes.double() - self._scheme.middle) * scale.double()[:, self._group]
+
+    def _refit(self, codes: Tensor, scale: Tensor) -> Tensor:
+        """Return the scales times the factor of each channel that lowers its error most."""
+        values = self._values(codes, scale)
+        seen = values @ self._hessian
+        factor = (seen * self._weight).sum(1) / (seen * values).sum(1).clamp(min=1e-30)
+        return (scale * factor.clamp(0.5, 2.0).unsqueeze(1)).half()
 
 
 def _round_columns(
@@ -113,10 +168,12 @@ def output_error(difference: Tensor, hessian: Tensor) -> Tensor:
 
 
 def calibrate(
-    context: CalibrationContext, clip: str = 'mse', act_order: bool = True
+    context: CalibrationContext, clip: str = 'mse', act_order: bool = True, search: bool = False
 ) -> MethodResult:
     """
     Quantize all layers to the widest uniform width within the budget, with compensation.
+
+    `search` tries several multiples of every scale; it is no part of the published method.
 
     Raises:
         SchemeError: No width fits the budget.
@@ -131,6 +188,7 @@ def calibrate(
             context.group_of(name),
             clip,
             act_order=act_order,
+            ratios=SEARCH if search else (1.0,),
         )
         for name in context.layers
     }
@@ -138,5 +196,11 @@ def calibrate(
         'gptq',
         weights,
         dict.fromkeys(context.layers, context.activation_bits),
-        provenance={'bits': bits, 'clip': clip, 'act_order': act_order, 'damping': DAMPING},
+        provenance={
+            'bits': bits,
+            'clip': clip,
+            'act_order': act_order,
+            'damping': DAMPING,
+            'search': search,
+        },
     )

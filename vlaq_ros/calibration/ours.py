@@ -1,11 +1,12 @@
 """
 This package's own method: what the others leave on the table, put together.
 
-1. Every output channel is rounded to every width *with compensation*, and what that would cost the
-   actions of all heads is estimated from gradients (`sensitivity`, the joint estimate). Errors
-   that accumulate along the chunk cost more than those that cancel.
+1. Every output channel is rounded to every width *with compensation* and searched scales (`gptq`),
+   and what that would cost the actions of all heads is estimated from gradients (`sensitivity`,
+   the joint estimate). Errors that accumulate along the chunk cost more than those that cancel.
 2. One budget for the whole policy is spent on tiles of 16 channels (`allocation`). Scales count.
-3. Layers are rounded in running order, against the inputs they will really get (`sequential`).
+3. Layers are rounded to the widths they got. If asked for, in running order and against the inputs
+   they will really get (`sequential`), which takes a run of the policy per layer.
 4. If asked for, scales, biases, norm gains and codes are tuned end to end (`tuning`).
 5. If there is a tolerance, the whole is verified on held-out samples and stepped back
    (`verification`); a share of the budget is kept for that.
@@ -14,8 +15,8 @@ Of QVLA it takes the greedy walk over action sensitivities, of DA-PTQ that drift
 GPTQ the rounding.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from vlaq_ros.calibration.action_error import ActionMetric
 from vlaq_ros.calibration.allocation import TILE, AllocationOptions, allocate
-from vlaq_ros.calibration.gptq import compensate
+from vlaq_ros.calibration.gptq import SEARCH, compensate
 from vlaq_ros.calibration.method import CalibrationContext, MethodResult
 from vlaq_ros.calibration.sensitivity import PROBES, Rounding, measure_sensitivity
 from vlaq_ros.calibration.sequential import SequenceOptions, round_in_sequence
@@ -51,7 +52,7 @@ class OursOptions:
         accumulated: Weight of the accumulated error next to that of single actions.
         tile: Output channels that share a width.
         probes: Random sign vectors per observation.
-        sequence: How layers are rounded.
+        sequence: How layers are rounded in running order; None rounds all at once.
         tuning: How long to tune afterwards.
         tolerance: What to verify; None skips verification.
         reserve: Share of the budget kept for stepping back; used only with a tolerance.
@@ -64,7 +65,7 @@ class OursOptions:
     accumulated: float = 0.1
     tile: int = TILE
     probes: int = PROBES
-    sequence: SequenceOptions = field(default_factory=SequenceOptions)
+    sequence: SequenceOptions | None = None
     tuning: TuningOptions = NO_TUNING
     tolerance: Tolerance | None = None
     reserve: float = 0.03
@@ -83,10 +84,20 @@ def compensated_rounding(
     def rounded(name: str, bits: int) -> Tensor:
         weight = context.weight(name)
         widths = (bits,) * len(weight)
-        moment = statistics[name].second_moment
-        return compensate(weight, moment, widths, context.group_of(name)).dequantize()
+        return _compensated(context, statistics, name, weight, widths).dequantize()
 
     return rounded
+
+
+def _compensated(
+    context: CalibrationContext,
+    statistics: Mapping[str, LayerStatistics],
+    name: str,
+    weight: Tensor,
+    widths: Sequence[int],
+) -> MixedWeight:
+    moment = statistics[name].second_moment
+    return compensate(weight, moment, widths, context.group_of(name), ratios=SEARCH)
 
 
 def promote_compensated(
@@ -103,8 +114,7 @@ def promote_compensated(
             return None
         wider = [NEXT_WIDTH[w] if w == narrowest else w for w in widths]
         target = result.targets.get(name, context.weight(name))
-        moment = statistics[name].second_moment
-        return compensate(target, moment, wider, weight.layout.group_size)
+        return _compensated(context, statistics, name, target, wider)
 
     return promote
 
@@ -137,11 +147,19 @@ def calibrate(context: CalibrationContext, options: OursOptions | None = None) -
         AllocationOptions(tile=options.tile, prune_share=0.0),
     )
     each = {name: columns.tolist() for name, columns in widths.items()}
-    result = round_in_sequence(context, each, options.sequence)
+    if options.sequence:
+        result = round_in_sequence(context, each, options.sequence)
+    else:
+        weights = {
+            name: _compensated(context, statistics, name, context.weight(name), each[name])
+            for name in context.layers
+        }
+        result = MethodResult('ours', weights, dict.fromkeys(weights, context.activation_bits))
     record = {
         'accumulated': options.accumulated,
         'tile': options.tile,
         'passes': passes._asdict(),
+        'sequence': options.sequence is not None,
         'tuning_steps': options.tuning.steps,
     }
     result = replace(result, method='ours', provenance=record)

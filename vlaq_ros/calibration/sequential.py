@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from vlaq_ros.calibration.applied import applied
-from vlaq_ros.calibration.gptq import DAMPING, compensate
+from vlaq_ros.calibration.gptq import DAMPING, SEARCH, compensate
 from vlaq_ros.calibration.method import Batch, CalibrationContext, MethodResult
 from vlaq_ros.quant.mixed import MixedWeight
 
@@ -122,6 +122,7 @@ def round_in_sequence(
                 context.group_of(name),
                 options.clip,
                 options.damping,
+                ratios=SEARCH,
             )
     bits = dict.fromkeys(weights, context.activation_bits)
     return MethodResult('sequence', weights, bits, targets=targets)
