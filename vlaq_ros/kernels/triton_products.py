@@ -3,8 +3,8 @@ Sums of products of a tile of channels and a tile of tokens: one function per wa
 
 All return float32 [channels, tokens] with the scales applied. Inputs come as a pointer and the
 offset of each token; TYPE is what is multiplied: int8 for rounded activations, else a 16-bit
-float. Scales are loaded one step ahead by hand, since the compiler loads only operands of a
-product ahead of their use.
+float. A scale per step is loaded one step ahead by hand, since the compiler loads only operands of
+a product ahead of their use; two per step would cost too many registers.
 """
 
 import triton
@@ -90,16 +90,15 @@ def nibble_product(
     SUM: tl.constexpr = tl.int32 if tl.int8 == TYPE else tl.float32
     byte = tl.arange(0, HALF)
     total = tl.zeros((CHANNELS, TOKENS), SUM if GROUP == 0 else tl.float32)
-    next_left = _scales(scale_rows, first * PAIR, GROUP)
-    next_right = _scales(scale_rows, first * PAIR + HALF, GROUP)
+    next_scale = _scales(scale_rows, first * PAIR, GROUP)
     for pair in range(first, last):
         start = pair * PAIR
-        next_start = tl.minimum(pair + 1, last - 1) * PAIR
-        scale_left, scale_right = next_left, next_right
-        if GROUP > 0:
-            next_left = _scales(scale_rows, next_start, GROUP)
+        scale = next_scale
         if GROUP % PAIR > 0:
-            next_right = _scales(scale_rows, next_start + HALF, GROUP)
+            scale = _scales(scale_rows, start, GROUP)
+            scale_right = _scales(scale_rows, start + HALF, GROUP)
+        elif GROUP > 0:
+            next_scale = _scales(scale_rows, tl.minimum(pair + 1, last - 1) * PAIR, GROUP)
         where = pair * 64 * HALF + byte[None, :]
         high = tl.load(high_rows[:, None] + where)
         x_left = _inputs(source, token_offsets, is_token, start, columns, HALF, TYPE, RAGGED)
@@ -119,15 +118,16 @@ def nibble_product(
         elif GROUP % PAIR == 0:
             part = tl.dot(w_left, x_left, out_dtype=SUM)
             part = tl.dot(w_right, x_right, part, out_dtype=SUM)
-            total += part.to(tl.float32) * scale_left
+            total += part.to(tl.float32) * scale
         else:
             part = tl.dot(w_left, x_left, out_dtype=SUM)
-            total += part.to(tl.float32) * scale_left
+            total += part.to(tl.float32) * scale
             part = tl.dot(w_right, x_right, out_dtype=SUM)
             total += part.to(tl.float32) * scale_right
+    result = total.to(tl.float32)
     if GROUP == 0:
-        return total.to(tl.float32) * next_left
-    return total
+        result = result * next_scale
+    return result
 
 
 @triton.jit
@@ -172,9 +172,10 @@ def crumb_product(
                 total += part.to(tl.float32) * _scales(scale_rows, at, GROUP)
         if GROUP > 0 and GROUP % 128 == 0:
             total += part.to(tl.float32) * scale
+    result = total.to(tl.float32)
     if GROUP == 0:
-        return total.to(tl.float32) * next_scale
-    return total
+        result = result * next_scale
+    return result
 
 
 @triton.jit
