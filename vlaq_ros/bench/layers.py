@@ -41,6 +41,8 @@ class Stack:
         prefix: Tokens of the first stage.
         step: Name of the second stage.
         step_tokens: Tokens of the second stage, which read the prefix from the cache.
+        has_variants: Whether layers that are not fused and bfloat16 surroundings are measured too;
+            for a large stack that takes minutes.
     """
 
     layers: int
@@ -51,11 +53,12 @@ class Stack:
     prefix: int
     step: str
     step_tokens: int
+    has_variants: bool = True
 
 
 STACKS = {
     'small': Stack(16, 960, 2560, 15, 5, 177, 'denoise step', 50),
-    '7b': Stack(3, 4096, 11008, 32, 32, 290, 'decode', 1),
+    '7b': Stack(3, 4096, 11008, 32, 32, 290, 'decode', 1, has_variants=False),
 }
 
 
@@ -66,7 +69,7 @@ def measure_step(job: Job, step: Step) -> Iterator[dict[str, Any]]:
     layers = step.values.get('layers', stack.layers)
     original = build(stack, layers)
     stages: dict[str, list[Case]] = {'prefill': [], stack.step: []}
-    for label, make in models().items():
+    for label, make in models(stack.has_variants).items():
         try:
             model, dtype = make(share(original))
         except Exception as error:  # noqa: BLE001  a library may raise anything
@@ -139,25 +142,22 @@ def to_bfloat16(model: nn.Module) -> nn.Module:
 Made = tuple[nn.Module, torch.dtype]
 
 
-def models() -> dict[str, Callable[[nn.Module], Made]]:
+def models(has_variants: bool = True) -> dict[str, Callable[[nn.Module], Made]]:
     """Return label -> what turns a float32 model into the one that is timed, and its dtype."""
     uniform = {'W8A8': 8, 'W4A8': 4, 'W2A8': 2, BF16_ROWS: 16}
-    return {
+    found: dict[str, Callable[[nn.Module], Made]] = {
         FP32: lambda model: (model, torch.float32),
         BF16: lambda model: (to_bfloat16(model), torch.bfloat16),
         BF16_FROZEN: _frozen,
         'torch dynamic int8 fbgemm': _dynamic_int8,
-        **{
-            label: lambda model, bits=bits: (_packed(model, bits), torch.float32)
-            for label, bits in uniform.items()
-        },
-        MIX_WIDE: lambda model: (_packed(model, None), torch.float32),
-        'W4A8, not fused': lambda model: (_packed(model, 4, fused=False), torch.float32),
-        **{
-            f'{label}, bf16 around': lambda model, bits=bits: _bf16_around(model, bits)
-            for label, bits in {'W8A8': 8, 'W4A8': 4, MIX_WIDE: None}.items()
-        },
     }
+    for label, bits in {**uniform, MIX_WIDE: None}.items():
+        found[label] = lambda model, bits=bits: (_packed(model, bits), torch.float32)
+    if has_variants:
+        found['W4A8, not fused'] = lambda m: (_packed(m, 4, fused=False), torch.float32)
+        for label, bits in {'W8A8': 8, 'W4A8': 4, MIX_WIDE: None}.items():
+            found[f'{label}, bf16 around'] = lambda m, bits=bits: _bf16_around(m, bits)
+    return found
 
 
 def stage_calls(

@@ -231,8 +231,8 @@ def _kernel_steps(
 def _layer_jobs(request: Request) -> list[Job]:
     effort = (2, 0.0) if request.quick else (5, 0.0)
     steps = (
-        Step('small stack: prefix and denoise', 40.0, {'stack': 'small'}),
-        Step('7B-like stack: prefill and decode', 70.0, {'stack': '7b'}),
+        Step('small stack: prefix and denoise', 60.0, {'stack': 'small'}),
+        Step('7B-like stack: prefill and decode', 120.0, {'stack': '7b'}),
     )
     if request.quick:
         steps = (Step('small stack, 2 layers', 8.0, {'stack': 'small', 'layers': 2}),)
