@@ -1,40 +1,50 @@
 // Activations: quantized per token, or rounded to bfloat16, in the order of the dot products.
 //
 // Included by every <isa>.cpp inside an anonymous namespace, so that each compiles it with its own
-// flags. Sixteen values are handled at a time as a GCC vector; the compiler splits it as needed.
+// flags. Values are handled as GCC vectors of the width of the processor: the compiler keeps wider
+// ones in memory.
 
-typedef float Float16 __attribute__((vector_size(64)));
-typedef int32_t Int16 __attribute__((vector_size(64)));
-typedef int16_t Short16 __attribute__((vector_size(32)));
-typedef uint16_t UShort16 __attribute__((vector_size(32)));
-typedef int8_t Byte16 __attribute__((vector_size(16)));
+#if defined(__AVX512F__)
+constexpr int VALUES = 16;
+#elif defined(__AVX2__)
+constexpr int VALUES = 8;
+#else
+constexpr int VALUES = 4;
+#endif
+static_assert(CHUNK % VALUES == 0, "rows are padded to whole vectors");
+
+typedef float Floats __attribute__((vector_size(4 * VALUES)));
+typedef int32_t Ints __attribute__((vector_size(4 * VALUES)));
+typedef int16_t Shorts __attribute__((vector_size(2 * VALUES)));
+typedef uint16_t UShorts __attribute__((vector_size(2 * VALUES)));
+typedef int8_t SignedBytes __attribute__((vector_size(VALUES)));
 
 #define VLAQ_INLINE_MEMBER inline __attribute__((always_inline))
 #define VLAQ_INLINE static VLAQ_INLINE_MEMBER
 
 constexpr int32_t EXPONENT = 0x7F800000;
 
-// Sixteen inputs of a row of either type as float bits.
-VLAQ_INLINE Int16 load_bits(const float* x) {
-  Int16 v;
+// The next inputs of a row of either type as float bits.
+VLAQ_INLINE Ints load_bits(const float* x) {
+  Ints v;
   __builtin_memcpy(&v, x, sizeof v);
   return v;
 }
-VLAQ_INLINE Int16 load_bits(const uint16_t* x) {
-  UShort16 v;
+VLAQ_INLINE Ints load_bits(const uint16_t* x) {
+  UShorts v;
   __builtin_memcpy(&v, x, sizeof v);
-  return __builtin_convertvector(v, Int16) << 16;
+  return __builtin_convertvector(v, Ints) << 16;
 }
 // The last `left` inputs of a row, followed by zeros.
 template <class T>
-VLAQ_INLINE Int16 load_last_bits(const T* x, int64_t left) {
-  T padded[CHUNK] = {};
-  __builtin_memcpy(padded, x, left * sizeof(T));
+VLAQ_INLINE Ints load_last_bits(const T* x, int64_t left) {
+  T padded[VALUES] = {};
+  if (left > 0) __builtin_memcpy(padded, x, left * sizeof(T));
   return load_bits(padded);
 }
 
-VLAQ_INLINE Float16 as_floats(Int16 bits) {
-  Float16 v;
+VLAQ_INLINE Floats as_floats(Ints bits) {
+  Floats v;
   __builtin_memcpy(&v, &bits, sizeof v);
   return v;
 }
@@ -49,9 +59,9 @@ VLAQ_INLINE int32_t as_bits(float v) {
   return bits;
 }
 
-VLAQ_INLINE int32_t largest_of(Int16 v) {
+VLAQ_INLINE int32_t largest_of(Ints v) {
   int32_t largest = v[0];
-  for (int i = 1; i < CHUNK; i++) largest = v[i] > largest ? v[i] : largest;
+  for (int i = 1; i < VALUES; i++) largest = v[i] > largest ? v[i] : largest;
   return largest;
 }
 
@@ -59,49 +69,47 @@ VLAQ_INLINE int32_t largest_of(Int16 v) {
 // EXPONENT or more says that the row holds an infinity or a NaN.
 template <class T>
 VLAQ_INLINE int32_t largest_magnitude(const T* x, int64_t in) {
-  Int16 most = {};
+  Ints most = {};
   int64_t k = 0;
-  for (; k + CHUNK <= in; k += CHUNK) {
-    const Int16 magnitude = load_bits(x + k) & 0x7FFFFFFF;
+  for (; k + VALUES <= in; k += VALUES) {
+    const Ints magnitude = load_bits(x + k) & 0x7FFFFFFF;
     most = magnitude > most ? magnitude : most;
   }
   if (k < in) {
-    const Int16 magnitude = load_last_bits(x + k, in - k) & 0x7FFFFFFF;
+    const Ints magnitude = load_last_bits(x + k, in - k) & 0x7FFFFFFF;
     most = magnitude > most ? magnitude : most;
   }
   return largest_of(most);
 }
 
 // Rounds to the nearest integer, ties to even, by pushing the fraction out of the mantissa.
-VLAQ_INLINE Int16 to_codes(Float16 scaled) {
-  const Float16 pushed = scaled + 12582912.0f;  // 1.5 * 2^23
-  Int16 bits;
+VLAQ_INLINE Ints to_codes(Floats scaled) {
+  const Floats pushed = scaled + 12582912.0f;  // 1.5 * 2^23
+  Ints bits;
   __builtin_memcpy(&bits, &pushed, sizeof bits);
   return bits - 0x4B400000;
 }
 
-// Writes 16 codes of one row: four words, or with PARTS = 2 four pairs of words that hold the even
-// and the odd ones of four codes as 16-bit numbers.
+// Writes the codes of one row: one word per four of them, or with PARTS = 2 a pair of words that
+// hold the even and the odd ones as 16-bit numbers.
 template <int PARTS>
-VLAQ_INLINE void write_codes(int32_t* to, int rows, Int16 codes) {
+VLAQ_INLINE void write_codes(int32_t* to, int rows, Ints codes) {
   if (PARTS == 1) {
-    const Byte16 bytes = __builtin_convertvector(codes, Byte16);
-    int32_t word[4];
+    const SignedBytes bytes = __builtin_convertvector(codes, SignedBytes);
+    int32_t word[VALUES / 4];
     __builtin_memcpy(word, &bytes, sizeof word);
-    for (int i = 0; i < 4; i++) to[i * rows] = word[i];
+    for (int i = 0; i < VALUES / 4; i++) to[i * rows] = word[i];
   } else {
-    const Short16 shorts = __builtin_convertvector(codes, Short16);
-    const Short16 order = {0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15};
-    const Short16 ordered = __builtin_shuffle(shorts, order);
-    int32_t word[8];
-    __builtin_memcpy(word, &ordered, sizeof word);
-    for (int i = 0; i < 8; i++) to[i * rows] = word[i];
+    for (int i = 0; i < VALUES; i += 4) {
+      to[i / 2 * rows] = (codes[i] & 0xFFFF) | codes[i + 2] << 16;
+      to[(i / 2 + 1) * rows] = (codes[i + 1] & 0xFFFF) | codes[i + 3] << 16;
+    }
   }
 }
 
-VLAQ_INLINE int32_t sum_of(Int16 v) {
+VLAQ_INLINE int32_t sum_of(Ints v) {
   int32_t sum = 0;
-  for (int i = 0; i < CHUNK; i++) sum += v[i];
+  for (int i = 0; i < VALUES; i++) sum += v[i];
   return sum;
 }
 
@@ -115,14 +123,14 @@ struct Step {
 // Quantizes one token in one segment and adds up the codes of each pass. The next token lies `next`
 // values further on.
 template <class T, int PARTS, int PASSES>
-VLAQ_INLINE void quantize_segment(const T* x, int64_t next, int64_t in, int64_t begin, int64_t end,
+void quantize_segment(const T* x, int64_t next, int64_t in, int64_t begin, int64_t end,
                                   Step step, int32_t* to, int rows, int32_t sums[2]) {
-  Int16 sum_high = {}, sum_low = {};
-  const auto put = [&](Int16 bits, int64_t k) __attribute__((always_inline)) {
-    const Int16 codes = (to_codes(as_floats(bits) * step.inverse) & step.keep) << step.doubled;
+  Ints sum_high = {}, sum_low = {};
+  const auto put = [&](Ints bits, int64_t k) __attribute__((always_inline)) {
+    const Ints codes = (to_codes(as_floats(bits) * step.inverse) & step.keep) << step.doubled;
     int32_t* word = to + k / 4 * rows * PARTS;
     if (PASSES == 2) {
-      const Int16 high = (codes + 128) >> 8, low = codes - (high << 8);
+      const Ints high = (codes + 128) >> 8, low = codes - (high << 8);
       write_codes<PARTS>(word, rows, high);
       write_codes<PARTS>(word + 1, rows, low);
       sum_high += high;
@@ -132,12 +140,12 @@ VLAQ_INLINE void quantize_segment(const T* x, int64_t next, int64_t in, int64_t 
       sum_high += codes;
     }
   };
-  const int64_t full = end <= in ? end : in / CHUNK * CHUNK;
-  for (int64_t k = begin; k < full; k += CHUNK) {
+  const int64_t full = end <= in ? end : in / VALUES * VALUES;
+  for (int64_t k = begin; k < full; k += VALUES) {
     __builtin_prefetch(x + k + next);  // this row is in the cache by now, the next one is not
     put(load_bits(x + k), k);
   }
-  if (full < end) put(load_last_bits(x + full, in - full), full);
+  for (int64_t k = full; k < end; k += VALUES) put(load_last_bits(x + k, in - k), k);
   sums[0] = sum_of(sum_high);
   sums[1] = sum_of(sum_low);
 }
@@ -163,7 +171,7 @@ VLAQ_INLINE void quantize_token(const Job& job, int64_t tile, int token, int row
     inverse = 1e38f;
     value = 1e-38f;
   }
-  // Codes of 2 and 4 bits are doubled: an odd sum of codes times an odd twice-zero has no exact half.
+  // Codes of 2 and 4 bits are doubled: an odd sum of them times an odd twice-zero has no exact half.
   const int doubled = job.activation_bits < 8;
   job.step[t] = finite ? (doubled ? value * 0.5f : value) : __builtin_nanf("");
   const Step step = {inverse, doubled, finite ? -1 : 0};
@@ -172,8 +180,8 @@ VLAQ_INLINE void quantize_token(const Job& job, int64_t tile, int token, int row
     const int64_t begin = segment * store.segment;
     const int64_t end = begin + store.segment < K ? begin + store.segment : K;
     int32_t sums[2];
-    if (passes == 2) quantize_segment<T, PARTS, 2>(x, job.x_stride, in, begin, end, step, to, rows, sums);
-    else quantize_segment<T, PARTS, 1>(x, job.x_stride, in, begin, end, step, to, rows, sums);
+    const auto quantize = passes == 2 ? quantize_segment<T, PARTS, 2> : quantize_segment<T, PARTS, 1>;
+    quantize(x, job.x_stride, in, begin, end, step, to, rows, sums);
     for (int z = 0; z < ZEROS; z++) {
       if (!job.start[z]) continue;
       int32_t* start = job.start[z] + before * store.segments + segment * rows + token * passes;
@@ -200,33 +208,47 @@ void quantize_tile(const Job& job, int64_t tile) {
 
 // The bits of float32 values rounded to bfloat16, to nearest, ties to even; in the low halves.
 // NaN may become infinity: rows that are not finite are marked elsewhere.
-VLAQ_INLINE Int16 round_bits(Int16 bits) { return (bits + 0x7FFF + (bits >> 16 & 1)) >> 16 & 0xFFFF; }
-
-template <class T>
-VLAQ_INLINE void round_token(const Job& job, int64_t tile, int token, int rows) {
-  const int64_t in = job.store->in_features, K = job.store->padded_in;
-  const int64_t t = job.rounded.first(tile) + token;
-  const T* x = static_cast<const T*>(job.x) + t * job.x_stride;
-  uint32_t* to = job.rounded_x + job.rounded.first(tile) * (K / 2) + token;
-  Int16 most = {};
-  const auto put = [&](Int16 bits, int64_t k) __attribute__((always_inline)) {
-    const Int16 magnitude = bits & 0x7FFFFFFF;
-    most = magnitude > most ? magnitude : most;
-    const UShort16 halves = __builtin_convertvector(round_bits(bits), UShort16);
-    uint32_t word[8];
-    __builtin_memcpy(word, &halves, sizeof word);
-    for (int i = 0; i < 8; i++) to[(k / 2 + i) * rows] = word[i];
-  };
-  const int64_t full = in / CHUNK * CHUNK;
-  for (int64_t k = 0; k < full; k += CHUNK) put(load_bits(x + k), k);
-  if (full < K) put(load_last_bits(x + full, in - full), full);
-  job.valid[t] = largest_of(most) < EXPONENT ? 1.0f : __builtin_nanf("");
+VLAQ_INLINE Ints round_bits(Ints bits) {
+  return (bits + 0x7FFF + (bits >> 16 & 1)) >> 16 & 0xFFFF;
 }
 
+// Rounds the inputs begin .. end - 1 of one token; false when one of them is not finite.
+template <class T>
+VLAQ_INLINE bool round_inputs(const Job& job, int64_t t, int64_t begin, int64_t end, uint32_t* to,
+                              int rows) {
+  const int64_t in = job.store->in_features;
+  const T* x = static_cast<const T*>(job.x) + t * job.x_stride;
+  Ints most = {};
+  const auto put = [&](Ints bits, int64_t k) __attribute__((always_inline)) {
+    const Ints magnitude = bits & 0x7FFFFFFF;
+    most = magnitude > most ? magnitude : most;
+    const UShorts halves = __builtin_convertvector(round_bits(bits), UShorts);
+    uint32_t word[VALUES / 2];
+    __builtin_memcpy(word, &halves, sizeof word);
+    for (int i = 0; i < VALUES / 2; i++) to[(k / 2 + i) * rows] = word[i];
+  };
+  const int64_t full = end <= in ? end : in / VALUES * VALUES;
+  for (int64_t k = begin; k < full; k += VALUES) put(load_bits(x + k), k);
+  for (int64_t k = full; k < end; k += VALUES) put(load_last_bits(x + k, in - k), k);
+  return largest_of(most) < EXPONENT;
+}
+
+// Some inputs of all tokens at a time: what the tokens write lies interleaved and has to stay in the
+// first-level cache until all have written.
 static void round_tile(const Job& job, int64_t tile) {
+  constexpr int64_t BLOCK = 512;
   const int rows = job.rounded.count(tile);
-  for (int token = 0; token < rows; token++) {
-    if (job.dtype == VLAQ_FLOAT32) round_token<float>(job, tile, token, rows);
-    else round_token<uint16_t>(job, tile, token, rows);
+  const int64_t K = job.store->padded_in, first = job.rounded.first(tile);
+  for (int64_t begin = 0; begin < K; begin += BLOCK) {
+    const int64_t end = begin + BLOCK < K ? begin + BLOCK : K;
+    for (int token = 0; token < rows; token++) {
+      const int64_t t = first + token;
+      uint32_t* to = job.rounded_x + first * (K / 2) + token;
+      const bool finite = job.dtype == VLAQ_FLOAT32
+                              ? round_inputs<float>(job, t, begin, end, to, rows)
+                              : round_inputs<uint16_t>(job, t, begin, end, to, rows);
+      if (begin == 0) job.valid[t] = 1.0f;
+      if (!finite) job.valid[t] = __builtin_nanf("");
+    }
   }
 }

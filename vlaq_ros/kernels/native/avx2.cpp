@@ -19,7 +19,8 @@ namespace {
 #include "avx2.h"
 
 struct Isa : Avx2 {
-  static constexpr int MAX_ROWS = 6, PANEL_ROWS = 6, PANEL_TILES = 1, PARTS = 2, STREAM_ROWS = 1, FREE_SUMS = 4;
+  static constexpr int MAX_ROWS = 6, PANEL_ROWS = 6, PANEL_TILES = 1;
+  static constexpr int PARTS = 2, STREAM_ROWS = 1, FREE_SUMS = 4;
   static constexpr bool SIGNED_WEIGHTS = false;
 
   template <int P>

@@ -1,4 +1,4 @@
-// What the kernels of all processors with AVX2 have in common. Included inside an anonymous namespace.
+// What the kernels of all processors with AVX2 have in common; for inside an anonymous namespace.
 
 struct Avx2 {
   typedef __m256i I;

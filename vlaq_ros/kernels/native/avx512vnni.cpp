@@ -21,7 +21,8 @@ namespace {
 struct Isa {
   typedef __m512i I;
   typedef __m512 F;
-  static constexpr int LANES = 16, MAX_ROWS = 12, PANEL_ROWS = 7, PANEL_TILES = 2, PARTS = 1, STREAM_ROWS = 2, FREE_SUMS = 14;
+  static constexpr int LANES = 16, MAX_ROWS = 12, PANEL_ROWS = 7;
+  static constexpr int PANEL_TILES = 2, PARTS = 1, STREAM_ROWS = 2, FREE_SUMS = 14;
   static constexpr bool SIGNED_WEIGHTS = false;
 
   VLAQ_INLINE I load(const void* from) { return _mm512_load_si512(from); }

@@ -7,8 +7,8 @@
 
 namespace vlaq {
 
-// Rows of activations cut into nearly equal tiles: one tile of up to `alone` rows, or several of up to
-// `together`. A token takes `passes` rows: two when its codes have 16 bits (high bytes and low
+// Rows of activations cut into nearly equal tiles: one tile of up to `alone` rows, or several of up
+// to `together`. A token takes `passes` rows: two when its codes have 16 bits (high bytes and low
 // bytes), else one.
 struct Tiling {
   int64_t tokens = 0, tiles = 0, least = 0, larger = 0;  // the first `larger` have least + 1 tokens
@@ -45,7 +45,7 @@ struct Job {
   // Activations as the dot products take them, one block per tile of tokens; see activations.h.
   Tiling integer, rounded;      // for the integer rows; for the bfloat16 rows
   int32_t* codes;               // [tile][K / 4][rows][PARTS] groups of four codes
-  int32_t* start[ZEROS];        // [tile][segment][rows] -zero * (sum of the codes); null if not needed
+  int32_t* start[ZEROS];        // [tile][segment][rows] -zero * (sum of codes); null if not needed
   float* step;                  // [tokens] value of one code; NaN for a row that is not finite
   uint32_t* rounded_x;          // [tile][K / 2][rows] pairs of bfloat16
   float* valid;                 // [tokens] 1, or NaN for a row that is not finite

@@ -4,8 +4,11 @@
 // and operations of that instruction set:
 //
 //   I, F              a vector of LANES 32-bit integers, of LANES floats
-//   LANES, MAX_ROWS   lanes; rows of activations whose sums fit in the registers, for PANEL_TILES
-//                     tiles of channels
+//   MAX_ROWS          rows of activations whose sums fit in the registers, for PANEL_TILES tiles
+//                     of channels
+//   PANEL_ROWS        the same when codes come from a panel: so few that FREE_SUMS covers them
+//   FREE_SUMS         vectors of integer sums that leave registers for as many of floats
+//   STREAM_ROWS       up to so many rows one tile of channels is read at a time
 //   PARTS             1: dot() takes four 8-bit codes per lane. 2: two 16-bit codes, and part<0>,
 //                     part<1> make the even and the odd codes of them
 //   SIGNED_WEIGHTS    part() also subtracts 128
@@ -156,7 +159,8 @@ void multiply(const Operands& operands) {
     } while (++chunk < end);
 #pragma GCC unroll 16
     for (int v = 0; v < COLUMNS; v++) {
-      const Isa::F s = Isa::load_scale(scale + v / VECTORS * o.scale_tile + v % VECTORS * Isa::LANES);
+      const uint16_t* scales = scale + v / VECTORS * o.scale_tile;
+      const Isa::F s = Isa::load_scale(scales + v % VECTORS * Isa::LANES);
 #pragma GCC unroll 16
       for (int m = 0; m < ROWS; m++) {
 #pragma GCC unroll 4
@@ -194,9 +198,9 @@ void multiply16(const Operands& o) {
     Isa::I weight[COLUMNS];
 #pragma GCC unroll 16
     for (int v = 0; v < COLUMNS; v++) {
-      const uint8_t* from = o.high + v / VECTORS * o.tile_bytes + pair * 64 + v % VECTORS * VECTOR_BYTES;
+      const uint8_t* from = o.high + v / VECTORS * o.tile_bytes + pair * 64;
       if (v % VECTORS == 0) __builtin_prefetch(from + PREFETCH_BYTES);
-      weight[v] = Isa::load(from);
+      weight[v] = Isa::load(from + v % VECTORS * VECTOR_BYTES);
     }
 #pragma GCC unroll 16
     for (int m = 0; m < ROWS; m++) {
@@ -208,5 +212,6 @@ void multiply16(const Operands& o) {
 #pragma GCC unroll 16
   for (int m = 0; m < ROWS; m++)
 #pragma GCC unroll 16
-    for (int v = 0; v < COLUMNS; v++) Isa::store_floats(o.sums + (m * COLUMNS + v) * Isa::LANES, sum[m][v]);
+    for (int v = 0; v < COLUMNS; v++)
+      Isa::store_floats(o.sums + (m * COLUMNS + v) * Isa::LANES, sum[m][v]);
 }

@@ -20,7 +20,8 @@ namespace {
 struct Isa {
   typedef uint32x4_t I;
   typedef float32x4_t F;
-  static constexpr int LANES = 4, MAX_ROWS = 6, PANEL_ROWS = 6, PANEL_TILES = 1, PARTS = 1, STREAM_ROWS = 1, FREE_SUMS = 12;
+  static constexpr int LANES = 4, MAX_ROWS = 6, PANEL_ROWS = 6;
+  static constexpr int PANEL_TILES = 1, PARTS = 1, STREAM_ROWS = 1, FREE_SUMS = 12;
   static constexpr bool SIGNED_WEIGHTS = true;
 
   VLAQ_INLINE I load(const void* from) { return vld1q_u32(static_cast<const uint32_t*>(from)); }

@@ -13,7 +13,8 @@ namespace {
 struct Isa {
   struct I { uint32_t lane[4]; };
   struct F { float lane[4]; };
-  static constexpr int LANES = 4, MAX_ROWS = 2, PANEL_ROWS = 2, PANEL_TILES = 1, PARTS = 1, STREAM_ROWS = 1, FREE_SUMS = 0;
+  static constexpr int LANES = 4, MAX_ROWS = 2, PANEL_ROWS = 2;
+  static constexpr int PANEL_TILES = 1, PARTS = 1, STREAM_ROWS = 1, FREE_SUMS = 0;
   static constexpr bool SIGNED_WEIGHTS = false;
 
   template <class V, class Function>

@@ -21,35 +21,27 @@ struct Destination {
   }
 };
 
-VLAQ_INLINE Float16 load_floats(const float* from) {
-  Float16 v;
+VLAQ_INLINE Floats load_floats(const float* from) {
+  Floats v;
   __builtin_memcpy(&v, from, sizeof v);
   return v;
 }
 
+VLAQ_INLINE void convert(Floats v, float* to) { __builtin_memcpy(to, &v, sizeof v); }
 // float32 -> bfloat16 to nearest even; a NaN stays one.
-VLAQ_INLINE UShort16 to_bfloat16(Float16 v) {
-  Int16 bits;
+VLAQ_INLINE void convert(Floats v, uint16_t* to) {
+  Ints bits;
   __builtin_memcpy(&bits, &v, sizeof bits);
-  const Int16 is_nan = (bits & 0x7FFFFFFF) > EXPONENT;
-  return __builtin_convertvector((round_bits(bits) & ~is_nan) | (0x7FC0 & is_nan), UShort16);
+  const Ints is_nan = (bits & 0x7FFFFFFF) > EXPONENT;
+  const Ints rounded = (round_bits(bits) & ~is_nan) | (0x7FC0 & is_nan);
+  const UShorts halves = __builtin_convertvector(rounded, UShorts);
+  __builtin_memcpy(to, &halves, sizeof halves);
 }
 
-template <class T, class V>
-VLAQ_INLINE void put(T* y, V values, const int32_t* channels, bool contiguous) {
-  if (contiguous) {
-    __builtin_memcpy(y + channels[0], &values, sizeof values);
-    return;
-  }
-  T value[TILE];
-  __builtin_memcpy(value, &values, sizeof values);
-  for (int i = 0; i < TILE; i++)
-    if (channels[i] >= 0) y[channels[i]] = value[i];
-}
-
-// Asks for the lines that put_tile will write: the rows of y lie far apart.
+// Asks for the lines that put_outputs will write: the rows of y lie far apart.
 template <int NB>
-VLAQ_INLINE void prefetch_outputs(const Job& job, int64_t first, int tokens, const Destination<NB>& to) {
+VLAQ_INLINE void prefetch_outputs(const Job& job, int64_t first, int tokens,
+                                  const Destination<NB>& to) {
   const int size = job.dtype == VLAQ_FLOAT32 ? 4 : 2;
   for (int i = 0; i < tokens; i++) {
     const char* row = static_cast<const char*>(job.y) + (first + i) * job.y_stride * size;
@@ -59,25 +51,38 @@ VLAQ_INLINE void prefetch_outputs(const Job& job, int64_t first, int tokens, con
 }
 
 // Writes the outputs of the tokens of one tile. Two rows of sums per token are high and low byte.
-template <int NB>
+template <class T, int NB>
 VLAQ_INLINE void put_tile(const Job& job, const Tiling& tiling, int64_t tile, const float* sums,
                           const float* token_scale, float factor, const Destination<NB>& to) {
   const int64_t first = tiling.first(tile);
   const int tokens = tiling.count(tile), passes = tiling.passes;
   for (int i = 0; i < tokens; i++) {
     const float scale = token_scale[first + i] * factor;
+    T* y = static_cast<T*>(job.y) + (first + i) * job.y_stride;
     for (int n = 0; n < NB; n++) {
       const float* from = sums + (i * passes * NB + n) * TILE;
-      Float16 sum = load_floats(from);
-      if (passes == 2) sum = sum * 256.0f + load_floats(from + NB * TILE);
-      const Float16 y = sum * scale + load_floats(to.bias[n]);
-      const int64_t row = (first + i) * job.y_stride;
-      if (job.dtype == VLAQ_FLOAT32)
-        put(static_cast<float*>(job.y) + row, y, to.channels[n], to.contiguous[n]);
-      else
-        put(static_cast<uint16_t*>(job.y) + row, to_bfloat16(y), to.channels[n], to.contiguous[n]);
+      const int32_t* channels = to.channels[n];
+      T scattered[TILE];
+      T* values = to.contiguous[n] ? y + channels[0] : scattered;
+      for (int j = 0; j < TILE; j += VALUES) {
+        Floats sum = load_floats(from + j);
+        if (passes == 2) sum = sum * 256.0f + load_floats(from + NB * TILE + j);
+        convert(sum * scale + load_floats(to.bias[n] + j), values + j);
+      }
+      if (to.contiguous[n]) continue;
+      for (int j = 0; j < TILE; j++)
+        if (channels[j] >= 0) y[channels[j]] = values[j];
     }
   }
+}
+
+template <int NB>
+void put_outputs(const Job& job, const Tiling& tiling, int64_t tile, const float* sums,
+                 const float* token_scale, float factor, const Destination<NB>& to) {
+  if (job.dtype == VLAQ_FLOAT32)
+    put_tile<float>(job, tiling, tile, sums, token_scale, factor, to);
+  else
+    put_tile<uint16_t>(job, tiling, tile, sums, token_scale, factor, to);
 }
 
 typedef void Multiply(const Operands&);
@@ -125,7 +130,8 @@ void integer_panel(const Job& job, int width, int first, Zero zero, float factor
   o.sums = sums;
   o.chunks = K / CHUNK;
   o.segment_chunks = store.segment / CHUNK;
-  const int planes = first + 2 * NB > store.tiles(width) ? 0 : width == BITS8 && job.cap == 8 ? 2 : 1;
+  const bool last = first + 2 * NB > store.tiles(width);
+  const int planes = last ? 0 : width == BITS8 && job.cap == 8 ? 2 : 1;
   for (int64_t tile = 0; tile < tiling.tiles; tile++) {
     const int64_t before = tiling.first(tile) * tiling.passes;
     const int rows = tiling.count(tile) * tiling.passes;
@@ -136,7 +142,7 @@ void integer_panel(const Job& job, int width, int first, Zero zero, float factor
     if (tile) multiply_for<Codes, NB, READ_PANEL>(rows, PanelRows())(o);
     else if (tiling.tiles > 1) multiply_for<Codes, NB, WRITE_PANEL>(rows, PanelRows())(o);
     else multiply_for<Codes, NB, NO_PANEL>(rows, AllRows())(o);
-    put_tile<NB>(job, tiling, tile, sums, job.step, factor, to);
+    put_outputs(job, tiling, tile, sums, job.step, factor, to);
   }
 }
 
@@ -155,7 +161,7 @@ void bfloat16_panel(const Job& job, int first) {
     const int64_t before = tiling.first(tile);
     o.codes = reinterpret_cast<const int32_t*>(job.rounded_x) + before * (store.padded_in / 2);
     multiply16_for<NB>(tiling.count(tile), AllRows())(o);
-    put_tile<NB>(job, tiling, tile, sums, job.valid, 1.0f, to);
+    put_outputs(job, tiling, tile, sums, job.valid, 1.0f, to);
   }
 }
 
