@@ -168,6 +168,32 @@ def test_a_damaged_chunk_is_reported_with_its_time_and_the_others_are_read(recor
     assert f'/front/image_raw/compressed: {missing} of 20 messages are missing' in bag.losses
 
 
+def test_a_chunk_with_a_wrong_checksum_is_not_believed(tmp_path):
+    """Uncompressed chunks show no damage by themselves: one flipped bit would be another pose."""
+    from mcap.writer import CompressionType, Writer
+
+    file = tmp_path / 'run_0.mcap'
+    with file.open('wb') as stream:
+        writer = Writer(stream, compression=CompressionType.NONE, chunk_size=40)
+        writer.start(profile='ros2')
+        schema = writer.register_schema('std_msgs/msg/String', 'ros2msg', b'string data')
+        channel = writer.register_channel('/instruction', 'cdr', schema)
+        for number in range(6):
+            data = b'\x00\x01\x00\x00\x02\x00\x00\x00' + bytes([97 + number, 0])
+            writer.add_message(channel, number, data, number)
+        writer.finish()
+    _, whole = read_all(file)
+    content = bytearray(file.read_bytes())
+    at = content.index(b'\x02\x00\x00\x00d\x00')
+    content[at + 4] = ord('x')
+    file.write_bytes(content)
+    bag, messages = read_all(file)
+    texts = [bag.decode(m).data for m in messages]
+    assert 'x' not in texts
+    assert 0 < len(texts) < len(whole)
+    assert 'is damaged (size or checksum differs)' in bag.losses[0]
+
+
 def test_a_sqlite_bag_that_is_being_recorded_is_read_up_to_the_last_commit(record):
     path = record(storage='sqlite3')
     (path / 'metadata.yaml').unlink()

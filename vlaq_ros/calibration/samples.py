@@ -208,7 +208,7 @@ def _split(
             continue
         count = min(max(1, round(share * len(episodes))), len(episodes) - 1)
         held_out += list(rng.permutation(sorted(episodes))[:count])
-    single = sorted(set(single) - set(held_out))
+    single = sorted(set(single))
     held_out += list(rng.permutation(single)[: round(share * len(single))])
     return frozenset(map(str, held_out))
 
