@@ -20,11 +20,11 @@ ifeq ($(ROS_DISTRO),humble)
 export ROS_LOCALHOST_ONLY ?= 1
 endif
 
-.PHONY: help setup build demo eval test lint format doctor clean distclean
+.PHONY: help setup build demo eval test native-checks lint format doctor clean distclean
 
 help:
 	@sed -n '/^# /s/^# //p; /^#$$/s/^#//p' Makefile | sed -n '1,/pytest/p'
-	@echo 'Also: make setup, eval, lint, format, doctor, clean (build products), distclean (.venv too)'
+	@echo 'Also: make setup, eval, native-checks, lint, format, doctor, clean (build products), distclean (.venv too)'
 
 setup:
 	@command -v $(PYTHON) >/dev/null || { echo "missing: $(PYTHON). Install with:" \
@@ -41,6 +41,9 @@ eval: setup
 
 test: setup
 	@tools/run python3 -m pytest -n $(TEST_WORKERS) -m 'not weights and not gpu' $(ARGS)
+
+native-checks: setup
+	@tools/run tools/native_checks.py $(ARGS)
 
 lint: setup
 	@tools/run ruff check .

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """
 Check the C++ kernels by themselves: plainly, under sanitizers, and for Arm under emulation.
 
