@@ -120,8 +120,8 @@ struct Step {
   int32_t keep;  // all ones, or zero for a row that is not finite
 };
 
-// Quantizes one token in one segment and adds up the codes of each pass. The next token lies `next`
-// values further on.
+// Quantizes one token in one segment and adds up the codes of each pass. The next token lies
+// `next` values further on.
 template <class T, int PARTS, int PASSES>
 void quantize_segment(const T* x, int64_t next, int64_t in, int64_t begin, int64_t end,
                                   Step step, int32_t* to, int rows, int32_t sums[2]) {
@@ -171,7 +171,7 @@ VLAQ_INLINE void quantize_token(const Job& job, int64_t tile, int token, int row
     inverse = 1e38f;
     value = 1e-38f;
   }
-  // Codes of 2 and 4 bits are doubled: an odd sum of them times an odd twice-zero has no exact half.
+  // Codes of 2 and 4 bits are doubled: the product of odd sum and odd twice-zero has no exact half.
   const int doubled = job.activation_bits < 8;
   job.step[t] = finite ? (doubled ? value * 0.5f : value) : __builtin_nanf("");
   const Step step = {inverse, doubled, finite ? -1 : 0};
@@ -180,7 +180,8 @@ VLAQ_INLINE void quantize_token(const Job& job, int64_t tile, int token, int row
     const int64_t begin = segment * store.segment;
     const int64_t end = begin + store.segment < K ? begin + store.segment : K;
     int32_t sums[2];
-    const auto quantize = passes == 2 ? quantize_segment<T, PARTS, 2> : quantize_segment<T, PARTS, 1>;
+    const auto quantize =
+        passes == 2 ? quantize_segment<T, PARTS, 2> : quantize_segment<T, PARTS, 1>;
     quantize(x, job.x_stride, in, begin, end, step, to, rows, sums);
     for (int z = 0; z < ZEROS; z++) {
       if (!job.start[z]) continue;
@@ -228,13 +229,16 @@ VLAQ_INLINE bool round_inputs(const Job& job, int64_t t, int64_t begin, int64_t 
     for (int i = 0; i < VALUES / 2; i++) to[(k / 2 + i) * rows] = word[i];
   };
   const int64_t full = end <= in ? end : in / VALUES * VALUES;
-  for (int64_t k = begin; k < full; k += VALUES) put(load_bits(x + k), k);
+  for (int64_t k = begin; k < full; k += VALUES) {
+    __builtin_prefetch(x + k + job.x_stride);
+    put(load_bits(x + k), k);
+  }
   for (int64_t k = full; k < end; k += VALUES) put(load_last_bits(x + k, in - k), k);
   return largest_of(most) < EXPONENT;
 }
 
-// Some inputs of all tokens at a time: what the tokens write lies interleaved and has to stay in the
-// first-level cache until all have written.
+// Some inputs of all tokens at a time: what the tokens write lies interleaved and has to stay in
+// the first-level cache until all have written.
 static void round_tile(const Job& job, int64_t tile) {
   constexpr int64_t BLOCK = 512;
   const int rows = job.rounded.count(tile);

@@ -7,8 +7,8 @@
 
 namespace vlaq {
 
-// Rows of activations cut into nearly equal tiles: one tile of up to `alone` rows, or several of up
-// to `together`. A token takes `passes` rows: two when its codes have 16 bits (high bytes and low
+// Rows of activations cut into nearly equal tiles: one tile of up to `alone` rows, or several of
+// up to `together`. A token takes `passes` rows: two when its codes have 16 bits (high bytes and low
 // bytes), else one.
 struct Tiling {
   int64_t tokens = 0, tiles = 0, least = 0, larger = 0;  // the first `larger` have least + 1 tokens

@@ -186,12 +186,13 @@ extern "C" int vlaq_linear(const void* bytes, int dtype, const void* x, int64_t 
   job.integer = Tiling(tokens, passes, kernels->max_rows, kernels->panel_rows);
   job.rounded = Tiling(tokens, 1, kernels->max_rows, kernels->max_rows);
   call.kernels = kernels;
-  uint8_t* scratch = activations.reserve(lay_out(&job, *kernels, nullptr));
+  uint8_t* scratch = activations.reserve(std::max<int64_t>(lay_out(&job, *kernels, nullptr), 64));
   if (!scratch) return VLAQ_ERROR_MEMORY;
   lay_out(&job, *kernels, scratch);
 
   plan_work(&call, threads);
-  const int64_t prepared = (job.codes ? job.integer.tiles : 0) + (job.rounded_x ? job.rounded.tiles : 0);
+  const int64_t prepared =
+      (job.codes ? job.integer.tiles : 0) + (job.rounded_x ? job.rounded.tiles : 0);
   run_parallel(threads, prepared, prepare_tile, &call);
   if (store->pruned) dtype == VLAQ_FLOAT32 ? put_pruned<float>(job) : put_pruned<uint16_t>(job);
   run_parallel(threads, call.first[WIDTHS], multiply_tiles, &call);

@@ -20,7 +20,7 @@ struct Operands {
   const uint8_t* high;      // codes of the first tile of channels: its only plane, or the high one
   const uint8_t* low;       // the plane of low nibbles
   int64_t tile_bytes;       // from one tile of channels to the next
-  uint8_t* panel;           // unpacked codes: written by the first tile of tokens, read by the others
+  uint8_t* panel;           // unpacked codes: written by the first tile of tokens, then read
   const int32_t* codes;     // activations
   const int32_t* start;     // first value of the sums
   const uint16_t* scale;
