@@ -85,6 +85,16 @@ def test_one_column_follows_the_published_update():
     )
 
 
+def test_updates_in_blocks_are_the_same_updates(monkeypatch):
+    weight, hessian = weight_of(12, 150), correlated(150)
+    found = []
+    for columns, rows in ((1000, 1000), (7, 5)):
+        monkeypatch.setattr(gptq, '_COLUMNS', columns)
+        monkeypatch.setattr(gptq, '_ROWS', rows)
+        found.append(gptq.compensate(weight, hessian, (4,) * 12, 32).dequantize())
+    torch.testing.assert_close(*found, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize('rank', [0, 1, 5])
 def test_a_singular_hessian_is_damped(rank):
     x = torch.randn(rank, 32, generator=torch.Generator().manual_seed(3)).double()

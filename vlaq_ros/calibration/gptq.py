@@ -32,6 +32,7 @@ DAMPING = 0.01
 SEARCH = (0.9, 1.0, 1.1, 1.2, 1.35, 1.5)
 """Multiples of the scales that are worth trying."""
 _ROWS = 1024  # channels at a time, which bounds the memory
+_COLUMNS = 64  # columns between updates of all later ones, which saves memory traffic
 MAX_DAMPING = 10.0
 
 
@@ -135,11 +136,16 @@ def _round_columns(
     left = weight.double()[:, order]  # what is still to be rounded
     divisor = torch.where(steps > 0.0, steps, torch.ones_like(steps))
     codes = torch.zeros_like(left)
-    for j in range(left.shape[1]):
-        codes[:, j] = (left[:, j] / divisor[:, j] + scheme.middle).round().clamp(0, scheme.qmax)
-        value = (codes[:, j] - scheme.middle) * steps[:, j]
-        error = (left[:, j] - value) / factor[j, j]
-        left[:, j + 1 :] -= error[:, None] * factor[j, j + 1 :]
+    for start in range(0, left.shape[1], _COLUMNS):
+        stop = min(start + _COLUMNS, left.shape[1])
+        errors = torch.zeros_like(left[:, start:stop])
+        for j in range(start, stop):
+            codes[:, j] = (left[:, j] / divisor[:, j] + scheme.middle).round()
+            codes[:, j].clamp_(0, scheme.qmax)
+            value = (codes[:, j] - scheme.middle) * steps[:, j]
+            errors[:, j - start] = (left[:, j] - value) / factor[j, j]
+            left[:, j + 1 : stop] -= errors[:, j - start, None] * factor[j, j + 1 : stop]
+        left[:, stop:] -= errors @ factor[start:stop, stop:]  # later columns take all at once
     restored = torch.empty_like(codes)
     restored[:, order] = codes
     return restored.to(torch.uint8)

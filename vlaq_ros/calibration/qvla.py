@@ -50,8 +50,9 @@ class QvlaOptions:
         exact_pairs: How many (channel, width) pairs, the costliest ones, are measured exactly; a
             forward pass over the calibration set each.
         prune_share: Largest share of the channels of a layer that may be pruned.
-        prune_threshold: A channel may be pruned only if that adds at most this share of the whole
-            error at 2 bits, the mean channel counting as 1.
+        prune_threshold: A channel may be pruned only if, against 2 bits, that costs at most this
+            many times what a channel at 2 bits costs on average.
+        clip: Rule of the scales of `tiles`; `paper` takes the largest weight.
 
     Raises:
         SchemeError: The mode does not exist.
@@ -61,6 +62,7 @@ class QvlaOptions:
     exact_pairs: int = 0
     prune_share: float = 0.02
     prune_threshold: float = 1.0
+    clip: str = 'mse'
 
     def __post_init__(self) -> None:
         if self.mode not in ('tiles', 'paper'):
@@ -123,7 +125,7 @@ def calibrate(
     """
     options, metric = options or QvlaOptions(), metric or default_metric(context)
     paper = options.mode == 'paper'
-    clip = 'absmax' if paper else 'mse'
+    clip = 'absmax' if paper else options.clip
     rounding = nearest_rounding(context, clip)
     statistics = collect_statistics(context)
     found, passes = measure_sensitivity(context, statistics, metric, rounding)
