@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from vlaq_ros.calibration.structure import ModelStructure
 from vlaq_ros.errors import SchemeError
 from vlaq_ros.quant.mixed import MixedWeight
+from vlaq_ros.quant.scheme import check_activation_bits
 from vlaq_ros.types import ActionSpec
 
 Batch = Any
@@ -46,8 +47,8 @@ class CalibrationContext:
         seed: Of every random choice.
 
     Raises:
-        SchemeError: Layers that the model does not have as plain linear layers, all of them, or a
-            context without batches.
+        SchemeError: Layers that the model does not have as plain linear layers, all of them; a
+            context without batches; activation bits that no kernel rounds to per token.
     """
 
     model: nn.Module
@@ -73,6 +74,7 @@ class CalibrationContext:
             )
         if not self.batches:
             raise SchemeError('calibration needs at least one batch of observations')
+        check_activation_bits(self.activation_bits)
 
     def linear(self, name: str) -> nn.Linear:
         """Return a linear layer of the model."""
