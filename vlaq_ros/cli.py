@@ -25,6 +25,7 @@ COMMANDS = {
     'collect': ('vlaq_ros.sim.collect', 'record demonstrations in the simulator'),
     'train': ('vlaq_ros.sim.train', 'train the reference policy on demonstrations'),
     'reproduce': ('vlaq_ros.sim.reproduce', 'make the shipped policy again, from nothing'),
+    'calibrate': ('vlaq_ros.calibration.calibrate', 'quantize a policy with bags of the robot'),
     'quantize': ('vlaq_ros.calibration.quantize', 'pack a policy by rounding, without any data'),
     'inspect': ('vlaq_ros.calibration.inspect', 'show what a bundle is, or compare two'),
     'bench': ('vlaq_ros.bench.command', 'measure kernels, memory and whole models here'),

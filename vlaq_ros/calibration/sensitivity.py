@@ -15,10 +15,10 @@ A layer without gradients from below, such as the first one, starts the graph by
 no sensitivity is silently zero.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from vlaq_ros.calibration.action_error import ActionMetric
 from vlaq_ros.calibration.allocation import MENU
+from vlaq_ros.calibration.checkpoint import Part, recall
 from vlaq_ros.calibration.method import CalibrationContext
 from vlaq_ros.calibration.statistics import LayerStatistics
 from vlaq_ros.quant.mixed import MixedWeight
@@ -81,8 +82,7 @@ class _Probe:
         # A pruned channel keeps its mean output in the bias: only the deviation is lost.
         self._constant = torch.zeros(widths, channels)
         self._constant[-1] = -changes[-1] @ mean
-        self._weight_gradient: Tensor | None = None  # [batch, out, in], summed over calls
-        self._output_gradient: Tensor | None = None  # [batch, out]
+        self._first_order: Tensor | float = 0.0  # [batch, out, widths], summed over calls
         self.cost = torch.zeros(channels, widths, dtype=torch.float64)
         self.gradient = torch.zeros(channels, dtype=torch.float64)
         self.token_hessian = torch.zeros(inputs, inputs, dtype=torch.float64)
@@ -98,12 +98,15 @@ class _Probe:
     def _take(self, x: Tensor, gradient: Tensor) -> None:
         batch = len(x)
         x, gradient = (t.reshape(batch, -1, t.shape[-1]).float() for t in (x, gradient))
-        by_weight, by_output = gradient.transpose(1, 2) @ x, gradient.sum(1)
-        if self._weight_gradient is None:
-            self._weight_gradient, self._output_gradient = by_weight, by_output
-        else:
-            self._weight_gradient += by_weight
-            self._output_gradient += by_output
+        by_weight, by_output = gradient.transpose(1, 2) @ x, gradient.sum(1)  # of observations
+        first_order = torch.stack(
+            [
+                (by_weight * change).sum(-1) + by_output * constant
+                for change, constant in zip(self.changes, self._constant)
+            ],
+            dim=-1,
+        )
+        self._first_order = self._first_order + first_order
         square = gradient.square()
         self.gradient += square.sum((0, 1)).double()
         weighted = (square.mean(-1, keepdim=True) * x).flatten(0, 1)
@@ -111,13 +114,9 @@ class _Probe:
 
     def end_pass(self) -> None:
         """Square the change of each observation, summed over tokens and calls of the layer."""
-        if self._weight_gradient is None:
-            return
-        for width, (change, constant) in enumerate(zip(self.changes, self._constant)):
-            first_order = (self._weight_gradient * change).sum(-1)  # [batch, out]
-            first_order += self._output_gradient * constant
-            self.cost[:, width] += first_order.square().sum(0).double()
-        self._weight_gradient = self._output_gradient = None
+        if isinstance(self._first_order, Tensor):
+            self.cost += self._first_order.square().sum(0).double()
+        self._first_order = 0.0
 
 
 def measure_sensitivity(
@@ -126,11 +125,14 @@ def measure_sensitivity(
     metric: ActionMetric,
     rounding: Rounding | None = None,
     probes: int = PROBES,
+    layers: Iterable[str] | None = None,
 ) -> tuple[dict[str, LayerSensitivity], Passes]:
     """
     Estimate the action error of every channel of every layer at every width.
 
-    Takes one forward and `probes` backward passes per batch, whatever the number of channels.
+    Takes one forward and `probes` backward passes per batch, whatever the number of channels. Five
+    rounded copies of every layer are held meanwhile; where they do not fit into memory, take some
+    `layers` at a time.
 
     Args:
         context: The policy.
@@ -138,14 +140,56 @@ def measure_sensitivity(
         metric: What an action error costs.
         rounding: How channels would be rounded; to nearest, clipped, when None.
         probes: Random sign vectors per observation.
+        layers: Which layers; all when None.
     """
     rounding = rounding or nearest_rounding(context)
     collectors = {}
-    for name in context.layers:
+    for name in context.layers if layers is None else layers:
         weight = context.weight(name)
         changes = [rounding(name, bits) - weight for bits in MENU]
         mean = statistics[name].input_mean.float()
         collectors[name] = _Probe(torch.stack(changes), mean)
+
+    def make() -> Part:
+        observations = _run_probes(context, metric, collectors, probes)
+        tensors = {}
+        for name, collector in collectors.items():
+            noise = _output_noise(collector, statistics[name])
+            count = observations * probes
+            tensors[f'{name}.cost'] = collector.cost / count
+            tensors[f'{name}.product'] = collector.gradient[:, None] / count * noise
+            tensors[f'{name}.token_hessian'] = collector.token_hessian / count
+        return tensors, {}
+
+    def depends() -> dict[str, Any]:
+        moments = {n: (s.second_moment, s.input_mean) for n, s in statistics.items()}
+        return {
+            'changes': {name: collector.changes for name, collector in collectors.items()},
+            'moments': moments,
+            'metric': (metric.scale, metric.weight, metric.accumulated, metric.heads),
+            'probes': (probes, context.seed),
+            'batches': context.batches,
+        }
+
+    tensors, _ = recall('sensitivity', context.model, depends, make)
+    result = {
+        name: LayerSensitivity(
+            tensors[f'{name}.cost'].numpy(),
+            tensors[f'{name}.product'].numpy(),
+            tensors[f'{name}.token_hessian'],
+        )
+        for name in collectors
+    }
+    return result, Passes(len(context.batches), len(context.batches) * probes)
+
+
+def _run_probes(
+    context: CalibrationContext,
+    metric: ActionMetric,
+    collectors: Mapping[str, _Probe],
+    probes: int,
+) -> int:
+    """Fill the collectors; return the number of observations."""
     generator = torch.Generator().manual_seed(context.seed)
     handles = [
         context.linear(name).register_forward_hook(probe.forward_hook)
@@ -164,17 +208,7 @@ def measure_sensitivity(
     finally:
         for handle in handles:
             handle.remove()
-    count = observations * probes
-    result = {}
-    for name, collector in collectors.items():
-        moments = statistics[name]
-        noise = _output_noise(collector, moments)
-        result[name] = LayerSensitivity(
-            (collector.cost / count).numpy(),
-            (collector.gradient[:, None] / count * noise).numpy(),
-            collector.token_hessian / count,
-        )
-    return result, Passes(len(context.batches), len(context.batches) * probes)
+    return observations
 
 
 def _output_noise(collector: _Probe, moments: LayerStatistics) -> Tensor:

@@ -7,11 +7,12 @@ is observed every time; nothing is kept but sums.
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
 
+from vlaq_ros.calibration.checkpoint import Part, recall
 from vlaq_ros.calibration.method import CalibrationContext
 
 
@@ -35,6 +36,9 @@ class LayerStatistics:
     input_absmax: Tensor
     input_mean_abs: Tensor
     output_mean: Tensor
+
+
+_MOMENTS = [field.name for field in fields(LayerStatistics)[1:]]
 
 
 class _Sums:
@@ -94,7 +98,20 @@ def collect_statistics(
         context: The policy.
         layers: Layers to observe; all layers to quantize when None.
     """
-    with observed(context, context.layers if layers is None else layers) as sums, torch.no_grad():
-        for batch in context.batches:
-            context.forward(batch)
-    return {name: total.finish() for name, total in sums.items()}
+    names = list(context.layers if layers is None else layers)
+
+    def make() -> Part:
+        with observed(context, names) as sums, torch.no_grad():
+            for batch in context.batches:
+                context.forward(batch)
+        found = {name: total.finish() for name, total in sums.items()}
+        tensors = {f'{n}.{f}': getattr(s, f) for n, s in found.items() for f in _MOMENTS}
+        return tensors, {name: statistics.tokens for name, statistics in found.items()}
+
+    tensors, tokens = recall(
+        'statistics', context.model, lambda: {'layers': names, 'batches': context.batches}, make
+    )
+    return {
+        name: LayerStatistics(tokens[name], *(tensors[f'{name}.{field}'] for field in _MOMENTS))
+        for name in names
+    }

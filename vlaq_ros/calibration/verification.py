@@ -17,8 +17,12 @@ from torch import Tensor
 from vlaq_ros.calibration.applied import applied
 from vlaq_ros.calibration.method import Batch, CalibrationContext, MethodResult
 from vlaq_ros.errors import SchemeError
+from vlaq_ros.kinematics.actions import gripper_openings
 from vlaq_ros.kinematics.drift import open_loop_drift
 from vlaq_ros.quant.mixed import MixedWeight
+from vlaq_ros.types import ActionSpec
+
+_HALF_OPEN, _CLEARLY = 0.5, 0.1
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,8 @@ class Tolerance:
     Attributes:
         drift_m: Distance between the end poses of a chunk [m].
         drift_rad: Angle between them [rad]; not judged when no rotation is commanded.
-        gripper: Share of steps on different sides of half open; not judged without a gripper.
+        gripper: Share of steps on different sides of half open, and not only just; not judged
+            without a gripper.
 
     Raises:
         SchemeError: A limit is not positive.
@@ -56,7 +61,9 @@ class HeadReport:
         step_m: Mean distance between single actions [m].
         drift_m: Mean distance between the end poses of a chunk [m].
         drift_rad: Mean angle between them [rad]; NaN when none is commanded.
-        gripper: Share of steps on different sides of half open; NaN without a gripper.
+        gripper: Share of steps on different sides of half open, at least a tenth of the range
+            apart: a policy that does not use its gripper may hover about the middle. NaN without
+            a gripper.
         samples: Number of observations.
     """
 
@@ -138,9 +145,18 @@ def _report(context: CalibrationContext, quantized: np.ndarray, exact: np.ndarra
         step_m=mean('position_per_step_m'),
         drift_m=mean('position_accumulated_m'),
         drift_rad=mean('rotation_accumulated_rad'),
-        gripper=mean('gripper_disagreement'),
+        gripper=_gripper_disagreement(quantized, exact, context.spec),
         samples=len(drifts),
     )
+
+
+def _gripper_disagreement(quantized: np.ndarray, exact: np.ndarray, spec: ActionSpec) -> float:
+    flat = [actions.reshape(-1, spec.dim) for actions in (quantized, exact)]
+    first, second = (gripper_openings(actions, spec) for actions in flat)
+    if first is None or second is None:
+        return float('nan')
+    differs = (first >= _HALF_OPEN) != (second >= _HALF_OPEN)
+    return float(np.mean(differs & (np.abs(first - second) >= _CLEARLY)))
 
 
 Promotion = Callable[[str, MixedWeight], MixedWeight | None]
