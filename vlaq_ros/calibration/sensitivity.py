@@ -15,7 +15,7 @@ A layer without gradients from below, such as the first one, starts the graph by
 no sensitivity is silently zero.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
