@@ -407,6 +407,18 @@ class TestWriter:
         writer.flush()  # nothing new: no empty chunk
         assert len(read_all(tmp_path / 'run')[1]) == 30
 
+    def test_what_is_written_while_it_is_read_does_not_disturb(self, tmp_path):
+        """The size was that of the start of reading, the file had grown since: it crashed."""
+        writer = self.write(tmp_path / 'run')
+        writer.flush()
+        reading = Bag(tmp_path / 'run').messages()
+        next(reading)
+        for number in range(30, 60):
+            writer.write('/instruction', number * MS, b'\x00\x01\x00\x00\x02\x00\x00\x00a\x00')
+        writer.flush()
+        assert len(list(reading)) == 29
+        assert len(read_all(tmp_path / 'run')[1]) == 60
+
     def test_an_existing_directory_is_never_written_to(self, tmp_path):
         self.write(tmp_path / 'run').close()
         with pytest.raises(BagError, match='cannot record to .* exists already'):

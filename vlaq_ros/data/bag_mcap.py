@@ -204,9 +204,11 @@ class McapFile:
 
 
 def _read_head(stream: BinaryIO, size: int) -> tuple[int, int, int] | None:
-    """Return opcode, length and start of the body of the next record; None: not even a head."""
-    head = stream.read(_HEAD.size)
-    if len(head) < _HEAD.size:
-        stream.seek(size - len(head))
+    """
+    Return opcode, length and start of the body of the next record; None: not even a head.
+
+    What a recorder appends beyond `size` while it is read here does not count.
+    """
+    if stream.tell() + _HEAD.size > size:
         return None
-    return *_HEAD.unpack(head), stream.tell()
+    return *_HEAD.unpack(stream.read(_HEAD.size)), stream.tell()
