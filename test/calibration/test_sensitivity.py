@@ -59,6 +59,15 @@ def test_layers_that_a_head_does_not_use_cost_it_nothing(context):
     assert (found['dit.0.fc1'].cost == 0.0).all()
 
 
+def test_some_layers_at_a_time_give_what_all_together_do(context):
+    statistics, metric = collect_statistics(context), default_metric(context)
+    together, _ = measure_sensitivity(context, statistics, metric, probes=1)
+    name = 'dit.0.fc1'
+    alone, _ = measure_sensitivity(context, statistics, metric, probes=1, layers=[name])
+    assert set(alone) == {name}
+    np.testing.assert_allclose(alone[name].cost, together[name].cost, rtol=1e-4)
+
+
 def test_the_token_hessian_is_that_of_inputs_weighted_by_squared_gradients(context):
     # With one observation per batch it must equal a sum over tokens, taken by hand.
     name, calls = 'context_proj', []
