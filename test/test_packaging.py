@@ -21,8 +21,9 @@ IMPORT_NAMES = {
     'pillow': 'PIL',
     'pyyaml': 'yaml',
 }
-OPTIONAL = {'control_msgs', 'cv_bridge', 'onnx', 'onnxruntime', 'openvino'}  # used where installed
-RIVALS = 'bench'  # the extra with libraries that `vlaq bench` compares with; make leaves it out
+# used where installed
+OPTIONAL = {'control_msgs', 'cv_bridge', 'onnx', 'onnxruntime', 'openvino', 'triton'}
+NOT_FOR_MAKE = {'bench', 'gpu'}  # extras: rivals of `vlaq bench`, and what needs a CUDA device
 PACKAGE_FILES = ('vlaq_ros', 'setup.py', 'setup.cfg', 'pyproject.toml', 'LICENSE')
 
 
@@ -56,7 +57,9 @@ def test_the_versions_agree():
 def test_make_installs_what_pip_installs():
     config = setup_cfg()
     extras = '\n'.join(
-        packages for name, packages in config['options.extras_require'].items() if name != RIVALS
+        packages
+        for name, packages in config['options.extras_require'].items()
+        if name not in NOT_FOR_MAKE
     )
     wanted = requirement_names(config['options']['install_requires'] + '\n' + extras)
     assert wanted == requirement_names((ROOT / 'requirements.txt').read_text())
