@@ -70,8 +70,7 @@ VLAQ_INLINE void put_tile(const Job& job, const Tiling& tiling, int64_t tile, co
         convert(sum * scale + load_floats(to.bias[n] + j), values + j);
       }
       if (to.contiguous[n]) continue;
-      for (int j = 0; j < TILE; j++)
-        if (channels[j] >= 0) y[channels[j]] = values[j];
+      for (int j = 0; j < TILE && channels[j] >= 0; j++) y[channels[j]] = values[j];
     }
   }
 }
