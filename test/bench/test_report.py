@@ -82,6 +82,13 @@ def test_times_are_in_microseconds_with_the_ratio_to_stock_bf16(results):
     assert cell(found, 'torch fp32') == '8 (0.50)'
 
 
+@pytest.mark.parametrize(('load', 'notes'), [(0.2, 0), (3.0, 1)], ids=['quiet', 'busy'])
+def test_wall_times_of_a_busy_machine_carry_a_warning(load, notes):
+    rows = [kernel_row('torch bf16', 4e-6, threads=2)]
+    found = Results({'kernels': Section({**MACHINE, 'load': load}, 'now', rows)})
+    assert len(table(found, 'Time of one linear layer').notes) == notes
+
+
 def test_limited_instructions_are_compared_with_fp32(results):
     found = [t for t in make_tables(results) if 'avx2' in t.title]
     assert [t.title for t in found if 'torch fp32' in t.title]

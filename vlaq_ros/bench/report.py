@@ -19,6 +19,7 @@ from vlaq_ros.sim.tables import Table
 
 REPORT = 'kernels.md'
 NOTHING = '-'
+BUSY_LOAD = 0.5
 LEADING = ('W2A8', 'W4A8', 'W8A8', 'W8A8 capped to 4', *MIXES)
 OF_THE_FLOOR = (*LEADING, 'bf16 rows', 'W4A16', 'W8A16')
 _OPERATIONS_PER_BYTE = 24  # about where reading and multiplying take equally long
@@ -92,7 +93,8 @@ def _kernel_tables(section: Section) -> Iterator[Table]:
         baseline = FP32 if limited else BF16
         for tokens in _all_tokens(found):
             here = [point for point in found if point.tokens == tokens]
-            yield _times(here, f'{_tokens(tokens)}, {where}', baseline)
+            notes = _busy(section) if threads > 1 else ()
+            yield _times(here, f'{_tokens(tokens)}, {where}', baseline, notes)
         if limited:
             continue
         yield _against_bf16(found, where)
@@ -101,12 +103,24 @@ def _kernel_tables(section: Section) -> Iterator[Table]:
     yield from _ceilings(section)
 
 
-def _times(found: Sequence[Point], where: str, baseline: str) -> Table:
+def _times(found: Sequence[Point], where: str, baseline: str, notes: tuple[str, ...]) -> Table:
     names = list(dict.fromkeys(name for point in found for name in point.rows))
     return Table(
         f'Time of one linear layer [us] (times faster than {baseline}): {where}',
         ('kernel', *(point.shape for point in found)),
         tuple((name, *(_time(point, name, baseline) for point in found)) for name in names),
+        notes,
+    )
+
+
+def _busy(section: Section) -> tuple[str, ...]:
+    """Return a warning when other programs shared the cores: wall time is not fair then."""
+    load = section.machine['load']
+    if load <= BUSY_LOAD:
+        return ()
+    return (
+        f'the machine had other work (load {load} at the start): threads waited for others that '
+        'did not run, OpenMP most of all. Not fit to compare.',
     )
 
 
