@@ -83,3 +83,31 @@ def tiny_bundle(tmp_path_factory):
     golden = golden_actions(open_bundle(path), ('reach the goal', 'open the drawer'))
     write_bundle(path, spec, config.to_json(), tensors, golden)
     return path
+
+
+SENTENCES = ('reach the goal', 'open the drawer')
+
+
+@pytest.fixture(scope='session')
+def tiny_bag(recorded_arm, tmp_path_factory):
+    """A bag that fits `tiny_bundle`: six episodes with two sentences, an arm that moves."""
+    path = tmp_path_factory.mktemp('bags') / 'work'
+    write_tiny_bag(recorded_arm, path)
+    return path
+
+
+def write_tiny_bag(recorded_arm, path, **options):
+    """Record 40 steps per episode, and 3 s of silence between two of them."""
+    with recorded_arm.RecordedArm(path, **options) as arm:
+        for episode in range(6):
+            start_ms = 1000.0 + 4000.0 * episode
+            arm.say(SENTENCES[episode % 2], start_ms - 10.0)
+            for step in range(40):
+                now_ms = start_ms + 25.0 * step
+                phase = step / 40.0
+                place = (0.1 * phase**2, 0.5 + 0.02 * episode, 0.2 - 0.1 * phase * (1 - phase))
+                for camera, height, width in CONFIG.cameras:
+                    value = (7 * step + 31 * episode) % 251
+                    arm.image(camera, now_ms, value, (height, width))
+                arm.pose(now_ms, place)
+                arm.joints(now_ms, 0.04 if step < 25 else 0.0)

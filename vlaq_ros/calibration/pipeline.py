@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from vlaq_ros.calibration.action_error import ActionMetric, default_metric
-from vlaq_ros.calibration.allocation import MENU, channel_bytes
+from vlaq_ros.calibration.allocation import MENU
 from vlaq_ros.calibration.applied import applied
 from vlaq_ros.calibration.artifact import (
+    LayerPlan,
     channel_histogram,
     mean_bits,
     plan_of,
@@ -36,7 +37,6 @@ from vlaq_ros.calibration.samples import SampleSet
 from vlaq_ros.calibration.sensitivity import PROBES, LayerSensitivity, measure_sensitivity
 from vlaq_ros.calibration.statistics import collect_statistics
 from vlaq_ros.calibration.verification import (
-    NEXT_WIDTH,
     HeadReport,
     Verification,
     executed_actions,
@@ -200,17 +200,16 @@ class _Run:
         progress.begin('verification', 3 * kept)
         before = judge(context, result, reference)
         nearest = self._nearest(reference)
-        steps = job.promotions if _has_room(context, result) else 0
-        if steps and max(one.excess(job.tolerance) for one in before.values()) > 1.0:
-            most = len(result.weights) + steps * CANDIDATES  # runs over the held-out samples
-            progress.begin('verification', most * kept, 'stepping back towards more bits')
+        if max(one.excess(job.tolerance) for one in before.values()) > 1.0:
+            judgements = len(result.weights) + job.promotions * CANDIDATES
+            progress.begin('verification', judgements * kept, 'stepping back towards more bits')
         final, verification = verify(
             context,
             result,
             job.tolerance,
             one_width_more(context, result),
             candidates=CANDIDATES,
-            max_steps=steps,
+            max_steps=job.promotions,
         )
         progress.begin('packing', 4 * kept)
         with applied(context.model, final):
@@ -269,6 +268,12 @@ class _Run:
             return None
         return result, judge(self.context, result, reference)
 
+    def _with_float_layers(self, plan: Sequence[LayerPlan]) -> float:
+        """Return bits per weight of all layers in question, those left float as 16 bits."""
+        packed, bits = sum(p.weights for p in plan), sum(8 * p.nbytes for p in plan)
+        total = self.context.weight_count
+        return (bits + 16 * (total - packed)) / total
+
     def _record(
         self,
         drawn: SampleSet,
@@ -291,6 +296,7 @@ class _Run:
             'heads': list(self.checked.heads),
             'mean_bits_per_weight': mean_bits(plan),
             'mean_bits_per_channel': final.mean_bits_per_channel,
+            'mean_bits_with_float_layers': self._with_float_layers(plan),
             'packed_bytes': sum(layer.nbytes for layer in plan),
             'channels': {str(w): count for w, count in channel_histogram(plan).items()},
             'predicted_error': predicted_error(final, sensitivity) ** 0.5,
@@ -305,20 +311,6 @@ class _Run:
             'software': software_versions(),
         }
         return plain(record)
-
-
-def _has_room(context: CalibrationContext, result: MethodResult) -> bool:
-    """Return whether one layer can get more bits within the budget at all."""
-    left = context.budget_bytes - result.nbytes
-    for weight in result.weights.values():
-        layout = weight.layout
-        narrowest = min(weight.widths().tolist())
-        if narrowest < 16:
-            sizes = channel_bytes(layout.shape[1], min(layout.group_size, layout.shape[1]))
-            one = sizes[MENU.index(NEXT_WIDTH[narrowest])] - sizes[MENU.index(narrowest)]
-            if one * layout.rows(narrowest) <= left:
-                return True
-    return False
 
 
 def predicted_error(result: MethodResult, sensitivity: Mapping[str, LayerSensitivity]) -> float:

@@ -219,9 +219,11 @@ def verify(
     promoted: list[tuple[str, float, float]] = []
     ranked: list[str] = []
     while _excess(heads, tolerance) > 1.0 and len(promoted) < max_steps:
-        ranked = ranked or _rank(context, result, reference, tolerance)
-        trials = [(name, _promoted(result, name, promote)) for name in ranked]
-        fitting = [(n, t) for n, t in trials if t is not None and t.nbytes <= limit]
+        trials = {name: _promoted(result, name, promote) for name in result.weights}
+        trials = {n: t for n, t in trials.items() if t is not None and t.nbytes <= limit}
+        if trials and not ranked:
+            ranked = _rank(context, result, reference, tolerance)
+        fitting = [(name, trials[name]) for name in ranked if name in trials]
         best = None
         for i, (name, trial) in enumerate(fitting):
             if i >= candidates and best is not None:
