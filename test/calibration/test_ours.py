@@ -45,6 +45,17 @@ def test_one_head_alone_gets_the_whole_budget(three_bits):
     assert max(v for n, v in bits.items() if three_bits.layers[n] == 'llm') > 2.0
 
 
+def test_a_budget_below_two_bits_and_scales_needs_pruning(three_bits):
+    tight = dataclasses.replace(three_bits, budget_bits=2.4)
+    with pytest.raises(SchemeError, match='or allow narrower widths or more pruning'):
+        ours.calibrate(tight)
+    result = ours.calibrate(tight, OursOptions(tile=1, prune_share=0.2))
+    assert result.mean_bits_per_weight <= 2.4
+    pruned = {name for name, weight in result.weights.items() if weight.layout.pruned}
+    assert pruned
+    assert {name.removesuffix('.bias') for name in result.parameters} == pruned
+
+
 def test_tuning_afterwards_never_harms_the_calibration_set(three_bits):
     plain = ours.calibrate(three_bits, OursOptions(accumulated=0.0))
     options = OursOptions(accumulated=0.0, tuning=TuningOptions(steps=5))

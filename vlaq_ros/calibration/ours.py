@@ -26,6 +26,7 @@ from vlaq_ros.calibration.action_error import ActionMetric
 from vlaq_ros.calibration.allocation import TILE, AllocationOptions, allocate
 from vlaq_ros.calibration.gptq import SEARCH, compensate
 from vlaq_ros.calibration.method import CalibrationContext, MethodResult
+from vlaq_ros.calibration.qvla import pruned_biases
 from vlaq_ros.calibration.sensitivity import PROBES, Rounding, measure_sensitivity
 from vlaq_ros.calibration.sequential import SequenceOptions, round_in_sequence
 from vlaq_ros.calibration.statistics import LayerStatistics, collect_statistics
@@ -51,6 +52,8 @@ class OursOptions:
         heads: Action heads that count; all when empty.
         accumulated: Weight of the accumulated error next to that of single actions.
         tile: Output channels that share a width.
+        prune_share: Largest share of the channels of a layer that may get no bits at all; needed
+            for budgets below 2 bits and their scales.
         probes: Random sign vectors per observation.
         sequence: How layers are rounded in running order; None rounds all at once.
         tuning: How long to tune afterwards.
@@ -64,6 +67,7 @@ class OursOptions:
     heads: tuple[str, ...] = ()
     accumulated: float = 0.1
     tile: int = TILE
+    prune_share: float = 0.0
     probes: int = PROBES
     sequence: SequenceOptions | None = None
     tuning: TuningOptions = NO_TUNING
@@ -121,7 +125,7 @@ def promote_compensated(
 
 def calibrate(context: CalibrationContext, options: OursOptions | None = None) -> MethodResult:
     """
-    Allocate by action error, round in sequence, then tune and verify as asked.
+    Allocate by action error, round with compensation, then tune and verify as asked.
 
     Raises:
         SchemeError: The budget is below what 2 bits need, or verification is asked for without
@@ -144,7 +148,7 @@ def calibrate(context: CalibrationContext, options: OursOptions | None = None) -
         {name: context.linear(name).in_features for name in context.layers},
         kept * context.budget_bits,
         context.group_size,
-        AllocationOptions(tile=options.tile, prune_share=0.0),
+        AllocationOptions(tile=options.tile, prune_share=options.prune_share),
     )
     each = {name: columns.tolist() for name, columns in widths.items()}
     if options.sequence:
@@ -162,7 +166,8 @@ def calibrate(context: CalibrationContext, options: OursOptions | None = None) -
         'sequence': options.sequence is not None,
         'tuning_steps': options.tuning.steps,
     }
-    result = replace(result, method='ours', provenance=record)
+    biases = pruned_biases(context, result.weights, statistics)
+    result = replace(result, method='ours', parameters=biases, provenance=record)
     if options.tuning.steps:
         result, losses = tune(context, result, metric, options.tuning)
         record |= {'first_loss': losses[0], 'last_loss': losses[-1]}
