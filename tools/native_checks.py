@@ -6,7 +6,8 @@ Check the C++ kernels by themselves: plainly, under sanitizers, and for Arm unde
     tools/native_checks.py address thread  some
 
     plain     as they are shipped
-    address   AddressSanitizer and UndefinedBehaviorSanitizer
+    address   AddressSanitizer
+    undefined UndefinedBehaviorSanitizer
     thread    ThreadSanitizer
     aarch64   cross-compiled, run by qemu (apt install g++-aarch64-linux-gnu qemu-user)
 
@@ -31,7 +32,8 @@ ARM = 'aarch64-linux-gnu'
 # name -> (options of CMake, programs it needs, what runs the check)
 CHECKS = {
     'plain': ([], [], []),
-    'address': (['-DVLAQ_SANITIZE=address,undefined', '-DVLAQ_OPTIMIZATION=-O1'], [], []),
+    'address': (['-DVLAQ_SANITIZE=address', '-DVLAQ_OPTIMIZATION=-O1'], [], []),
+    'undefined': (['-DVLAQ_SANITIZE=undefined', '-DVLAQ_OPTIMIZATION=-O1'], [], []),
     'thread': (['-DVLAQ_SANITIZE=thread', '-DVLAQ_OPTIMIZATION=-O1'], [], []),
     'aarch64': (
         [

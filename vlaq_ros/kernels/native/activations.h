@@ -101,8 +101,8 @@ VLAQ_INLINE void write_codes(int32_t* to, int rows, Ints codes) {
     for (int i = 0; i < VALUES / 4; i++) to[i * rows] = word[i];
   } else {
     for (int i = 0; i < VALUES; i += 4) {
-      to[i / 2 * rows] = (codes[i] & 0xFFFF) | codes[i + 2] << 16;
-      to[(i / 2 + 1) * rows] = (codes[i + 1] & 0xFFFF) | codes[i + 3] << 16;
+      to[i / 2 * rows] = (codes[i] & 0xFFFF) | int32_t(uint32_t(codes[i + 2]) << 16);
+      to[(i / 2 + 1) * rows] = (codes[i + 1] & 0xFFFF) | int32_t(uint32_t(codes[i + 3]) << 16);
     }
   }
 }

@@ -39,7 +39,7 @@ struct Isa {
 
   VLAQ_INLINE I first_bytes(I high, I low) {
     return make<I>([=](int i) {
-      return (high.lane[i] << 4 & 0xF0F0F0F0) | (low.lane[i] & 0x0F0F0F0F);
+      return (uint32_t(high.lane[i]) << 4 & 0xF0F0F0F0) | (low.lane[i] & 0x0F0F0F0F);
     });
   }
   VLAQ_INLINE I second_bytes(I high, I low) {
@@ -51,11 +51,11 @@ struct Isa {
     return make<I>([=](int i) { return v.lane[i] & 0xF0F0F0F0; });
   }
   VLAQ_INLINE I low_nibbles(I v) {
-    return make<I>([=](int i) { return v.lane[i] << 4 & 0xF0F0F0F0; });
+    return make<I>([=](int i) { return uint32_t(v.lane[i]) << 4 & 0xF0F0F0F0; });
   }
   template <int S>
   VLAQ_INLINE I pairs(I v) {
-    return make<I>([=](int i) { return v.lane[i] << (6 - 2 * S) & 0xC0C0C0C0; });
+    return make<I>([=](int i) { return uint32_t(v.lane[i]) << (6 - 2 * S) & 0xC0C0C0C0; });
   }
   template <int P>
   VLAQ_INLINE I part(I v) { return v; }
