@@ -6,9 +6,11 @@ units or raises `PolicyError`; it never returns a guess.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from vlaq_ros.control.precision import PrecisionLevel
 from vlaq_ros.policies.spec import PolicySpec
 from vlaq_ros.types import ActionChunk, Observation
 
@@ -70,15 +72,22 @@ class Policy(Protocol):
 
     Attributes:
         spec: What it expects and delivers.
-        precision: What it runs at, one of `precisions`.
+        precision: What it runs at: one of `precisions`, or after a switch the levels.
         precisions: What its bundle can be loaded at, the default first.
         head: Action head.
+        levels: What every module group can be switched to while loaded, lowest first; empty where
+            the precision is fixed.
+        active_levels: The level of each of these groups now.
+        level_limits: Why there are no other levels, for refusals; empty when nothing is missing.
     """
 
     spec: PolicySpec
     precision: str
     precisions: tuple[str, ...]
     head: str
+    levels: Mapping[str, tuple[PrecisionLevel, ...]]
+    active_levels: Mapping[str, PrecisionLevel]
+    level_limits: str
 
     def reset(self) -> None:
         """Forget everything remembered from earlier observations."""
@@ -99,6 +108,22 @@ class Policy(Protocol):
             PolicyError: A camera is missing or has the wrong shape, the state has the wrong size
                 or is not finite, the instruction is empty or too long, or the output is not
                 finite.
+        """
+
+    def prepare_precision(self, levels: Mapping[str, PrecisionLevel]) -> None:
+        """
+        Do everything slow before a switch; may run beside `infer` and does not disturb it.
+
+        Raises:
+            PolicyError: Groups or levels that this policy has not got; all are listed.
+        """
+
+    def apply_precision(self, levels: Mapping[str, PrecisionLevel]) -> None:
+        """
+        Run at these levels from now on; between two inferences. Loads and allocates nothing.
+
+        Raises:
+            PolicyError: As `prepare_precision`; nothing is changed.
         """
 
     def self_test(self) -> SelfTestReport:

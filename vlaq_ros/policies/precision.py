@@ -4,6 +4,7 @@ Names of the precisions a policy can run at.
     fp32, bf16    float weights, inputs of the same type
     w8, w4        8- or 4-bit weights; inputs of 16 bits
     w8a8, w4a8    the same weights; inputs rounded per token to 8 bits
+    nested        8-bit weights in groups that can be read at 4 bits while the policy runs
     packed        a packed bundle as it was stored
     default       the first that the bundle has
 """
@@ -17,9 +18,12 @@ SCHEMES = {
     'w8a8': LayerScheme(8, activation_bits=8),
     'w4': LayerScheme(4, 64),
     'w4a8': LayerScheme(4, 64, activation_bits=8),
+    'nested': LayerScheme(8, 64),
 }
 """How float weights are rounded to nearest at a precision."""
 QUANTIZED_PRECISIONS = tuple(SCHEMES)
+NESTED = 'nested'
+"""Float weights rounded so that every level is a view of the same bytes."""
 PACKED = 'packed'
 """Exactly as a packed bundle was stored."""
 DEFAULT = 'default'
@@ -36,4 +40,5 @@ def precisions(bundle: Bundle) -> tuple[str, ...]:
     """
     if not bundle.is_packed:
         return (*FLOAT_PRECISIONS, *QUANTIZED_PRECISIONS)
-    return (PACKED, *(name for name in QUANTIZED_PRECISIONS if bundle.is_nested or 'w8' in name))
+    levels = [name for name in QUANTIZED_PRECISIONS if name != NESTED]
+    return (PACKED, *(name for name in levels if bundle.is_nested or 'w8' in name))

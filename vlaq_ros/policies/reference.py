@@ -6,7 +6,9 @@ head packed to 8 or 4 bits. Camera stems, input and output projections and the t
 float: they are a fifth of the weights and the most fragile ones.
 """
 
+import re
 import time
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -15,19 +17,22 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from vlaq_ros.control.precision import PrecisionLevel
 from vlaq_ros.errors import BundleError, PolicyError
 from vlaq_ros.nn import surgery
 from vlaq_ros.nn.memory import model_memory
+from vlaq_ros.nn.mixed_linear import MixedLinear
 from vlaq_ros.nn.precision_groups import share_precision
 from vlaq_ros.nn.shared_input import share_inputs
 from vlaq_ros.nn.store_file import load_model
 from vlaq_ros.nn.surgery import find_linears, quantize_linears
 from vlaq_ros.policies.base import MemoryReport, SelfTestReport
 from vlaq_ros.policies.bundle import WEIGHTS, Bundle
-from vlaq_ros.policies.precision import SCHEMES, precisions
+from vlaq_ros.policies.precision import NESTED, SCHEMES, precisions
 from vlaq_ros.policies.prompt import encode_words
 from vlaq_ros.policies.reference_model import ReferenceConfig, ReferenceModel
 from vlaq_ros.policies.self_test import run_self_test
+from vlaq_ros.policies.switching import FLOAT_WEIGHTS, ONE_VIEW, ONLY_4, LevelSwitch
 from vlaq_ros.policies.validation import check_observation
 from vlaq_ros.types import ActionChunk, Observation
 
@@ -63,15 +68,45 @@ def images_to_tensor(images: NDArray[np.uint8]) -> Tensor:
 class ReferencePolicy:
     """See `policies.base.Policy`."""
 
-    def __init__(self, bundle: Bundle, model: ReferenceModel, precision: str, head: str) -> None:
+    def __init__(
+        self, bundle: Bundle, model: ReferenceModel, precision: str, head: str, switch: LevelSwitch
+    ) -> None:
         self.spec = bundle.spec
-        self.precision = precision
         self.precisions = precisions(bundle)
         self.head = head
         self._bundle = bundle
         self._model = model
         self._dtype = torch.bfloat16 if precision == 'bf16' else torch.float32
         self._words: tuple[str, Tensor] | None = None
+        self._switch = switch
+
+    @property
+    def precision(self) -> str:
+        """Name of what it runs at; see `Policy.precision`."""
+        return self._switch.name
+
+    @property
+    def levels(self) -> Mapping[str, tuple[PrecisionLevel, ...]]:
+        """What every module group can be switched to."""
+        return self._switch.levels
+
+    @property
+    def active_levels(self) -> Mapping[str, PrecisionLevel]:
+        """The level of every module group now."""
+        return self._switch.active
+
+    @property
+    def level_limits(self) -> str:
+        """Why there are no other levels."""
+        return self._switch.limits
+
+    def prepare_precision(self, levels: Mapping[str, PrecisionLevel]) -> None:
+        """Refuse levels that do not exist; see `Policy.prepare_precision`."""
+        self._switch.prepare(levels)
+
+    def apply_precision(self, levels: Mapping[str, PrecisionLevel]) -> None:
+        """Switch; see `Policy.apply_precision`."""
+        self._switch.apply(levels)
 
     def reset(self) -> None:
         """Forget the instruction."""
@@ -166,8 +201,46 @@ def load(bundle: Bundle, precision: str, head: str, threads: int | None) -> Refe
     elif precision == 'bf16':
         _to_bfloat16(model)
     model.requires_grad_(False)
+    switch = level_switch(model, precision, is_nested=precision == NESTED or bundle.is_nested)
     share_inputs(model)
-    return ReferencePolicy(bundle, model, precision, head)
+    return ReferencePolicy(bundle, model, precision, head, switch)
+
+
+def level_switch(model: nn.Module, name: str, *, is_nested: bool) -> LevelSwitch:
+    """
+    Let the packed layers of every module group share their precision; return how to switch it.
+
+    A group whose layers are stored at different precisions keeps them and cannot be switched.
+
+    Args:
+        model: Its packed layers are changed in place, before they share inputs.
+        name: Of the precision it was loaded at.
+        is_nested: Whether its 8-bit channels may be read at 4 bits.
+    """
+    packed = {n: m for n, m in model.named_modules() if isinstance(m, MixedLinear)}
+    precisions, weight_bits, limits = {}, {}, []
+    for role in QUANTIZED_ROLES:
+        layers = {n: m for n, m in packed.items() if re.fullmatch(ROLES[role], n)}
+        shared = [layer.shared_precision for layer in layers.values()]
+        if not shared:
+            continue
+        if len({(one.cap, one.activation_bits) for one in shared}) > 1:
+            limits.append(
+                f'the layers of {role} are stored with different activation widths: load the '
+                'bundle at a level such as w8a8 instead of `packed`'
+            )
+            continue
+        has_8 = any(layer.layout.counts[1] for layer in layers.values())
+        cap = shared[0].cap if has_8 else 4
+        precisions[role] = share_precision(model, layers, cap=cap)
+        weight_bits[role] = ((4, 8) if is_nested else (8,)) if has_8 else (4,)
+    if not packed:
+        limits.append(FLOAT_WEIGHTS)
+    if any(widths == (4,) for widths in weight_bits.values()):
+        limits.append(ONLY_4)
+    if any(widths == (8,) for widths in weight_bits.values()):
+        limits.append(ONE_VIEW)
+    return LevelSwitch(precisions, weight_bits, name, '; '.join(limits))
 
 
 def load_float_model(bundle: Bundle) -> ReferenceModel:

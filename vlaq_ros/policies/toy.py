@@ -7,29 +7,61 @@ words, so every input matters and every result can be computed by hand.
 
 import time
 import zlib
+from collections.abc import Mapping
 
 import numpy as np
 
+from vlaq_ros.control.precision import GROUPS, PrecisionLevel
 from vlaq_ros.errors import PolicyError
+from vlaq_ros.nn.precision import Precision
 from vlaq_ros.policies.base import MemoryReport, SelfTestReport
 from vlaq_ros.policies.bundle import Bundle
-from vlaq_ros.policies.precision import FLOAT_PRECISIONS, QUANTIZED_PRECISIONS
+from vlaq_ros.policies.precision import FLOAT_PRECISIONS, NESTED, QUANTIZED_PRECISIONS, SCHEMES
 from vlaq_ros.policies.self_test import run_self_test
 from vlaq_ros.policies.spec import CameraSpec, PolicySpec, PromptSpec, StateSpec
+from vlaq_ros.policies.switching import FLOAT_WEIGHTS, ONE_VIEW, ONLY_4, LevelSwitch
 from vlaq_ros.policies.validation import check_observation
 from vlaq_ros.types import ActionChunk, ActionSpec, Observation
 
 
 class ToyPolicy:
-    """See the module. Precision only rounds the actions: `w8` to 1/255 of their range."""
+    """See the module. Precision only rounds the actions: 8-bit weights to 1/255 of their range."""
 
     def __init__(self, spec: PolicySpec, precision: str = 'fp32', head: str = 'flow') -> None:
         self.spec = spec
-        self.precision = precision
         self.precisions = (*FLOAT_PRECISIONS, *QUANTIZED_PRECISIONS)
         self.head = head
         self._low = np.array(spec.action.low)
         self._span = np.array(spec.action.high) - self._low
+        self._switch = _level_switch(precision)
+
+    @property
+    def precision(self) -> str:
+        """Name of what it runs at; see `Policy.precision`."""
+        return self._switch.name
+
+    @property
+    def levels(self) -> Mapping[str, tuple[PrecisionLevel, ...]]:
+        """What every module group can be switched to."""
+        return self._switch.levels
+
+    @property
+    def active_levels(self) -> Mapping[str, PrecisionLevel]:
+        """The level of every module group now."""
+        return self._switch.active
+
+    @property
+    def level_limits(self) -> str:
+        """Why there are no other levels."""
+        return self._switch.limits
+
+    def prepare_precision(self, levels: Mapping[str, PrecisionLevel]) -> None:
+        """Refuse levels that do not exist; see `Policy.prepare_precision`."""
+        self._switch.prepare(levels)
+
+    def apply_precision(self, levels: Mapping[str, PrecisionLevel]) -> None:
+        """Switch; see `Policy.apply_precision`."""
+        self._switch.apply(levels)
 
     def reset(self) -> None:
         """Do nothing: no memory."""
@@ -49,8 +81,9 @@ class ToyPolicy:
         phase = 2 * np.pi * words + 2.0 * brightness + observation.state.sum()
         steps = np.arange(self.spec.horizon)[:, None] / self.spec.horizon
         share = 0.5 + 0.4 * np.sin(phase + steps + np.arange(self.spec.action.dim))
-        levels = {'w8': 255, 'w4': 15}.get(self.precision[:2])
-        share = np.round(share * levels) / levels if levels else share
+        if self.active_levels:
+            steps = 2 ** self.active_levels['expert'].weight_bits - 1
+            share = np.round(share * steps) / steps
         actions = self._low + self._span * share
         if not np.isfinite(actions).all():
             raise PolicyError('toy policy: actions are not finite')
@@ -72,6 +105,17 @@ class ToyPolicy:
     def memory(self) -> MemoryReport:
         """Return zeros: there are no weights."""
         return MemoryReport(0, 0, 0, 0, '')
+
+
+def _level_switch(name: str) -> LevelSwitch:
+    if name not in SCHEMES:
+        return LevelSwitch({}, {}, name, FLOAT_WEIGHTS)
+    scheme = SCHEMES[name]
+    precisions = {group: Precision(scheme.widths, scheme.activation_bits) for group in GROUPS}
+    widths, limits = {4: ((4,), ONLY_4), 8: ((8,), ONE_VIEW)}[scheme.widths]
+    if name == NESTED:
+        widths, limits = (4, 8), ''
+    return LevelSwitch(precisions, dict.fromkeys(GROUPS, widths), name, limits)
 
 
 def load(bundle: Bundle, precision: str, head: str, threads: int | None) -> ToyPolicy:
