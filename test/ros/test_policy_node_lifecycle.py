@@ -140,8 +140,8 @@ def test_the_precision_and_head_reach_the_loader(graph, fake_policy):
     [
         (
             {'precision': 'w5'},
-            "parameter 'precision' = 'w5' is not known. Choose from: default, fp32, bf16, w8, w8a8, "
-            'w4, w4a8, packed.',
+            "parameter 'precision' = 'w5' is not known. Choose from: default, fp32, bf16, w8, "
+            'w8a8, w4, w4a8, nested, packed.',
         ),
         ({'command__type': 7}, "parameter 'command.type' = 7 must be a text"),
         (
