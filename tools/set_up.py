@@ -272,7 +272,8 @@ def build_key(installation: str) -> str:
     does any change to what is compiled.
     """
     digest = hashlib.sha256()
-    compiled = [*ROOT.glob('msg/*.msg'), *ROOT.glob('vlaq_ros/kernels/native/*')]
+    interfaces = [*ROOT.glob('msg/*.msg'), *ROOT.glob('srv/*.srv')]
+    compiled = [*interfaces, *ROOT.glob('vlaq_ros/kernels/native/*')]
     for path in sorted([ROOT / 'CMakeLists.txt', ROOT / 'package.xml', *compiled]):
         digest.update(path.name.encode() + path.read_bytes())
     for folder in ('vlaq_ros', 'launch', 'config', 'scripts'):

@@ -57,6 +57,8 @@ class FakePolicy:
     def __init__(self):
         self.precision, self.head = 'fp32', 'flow'
         self.precisions = ('fp32', 'w8')
+        self.levels, self.active_levels = {}, {}
+        self.level_limits = 'it is float'
         self.observations = []
         self.resets = 0
         self.unknown = ()
@@ -87,6 +89,12 @@ class FakePolicy:
         return ActionChunk(
             actions, spec, at, observation.instruction, 'fp32', 'flow', stage_s=self.stage_s
         )
+
+    def prepare_precision(self, levels):
+        pass
+
+    def apply_precision(self, levels):
+        self.active_levels = dict(levels)
 
     def self_test(self):
         return SelfTestReport(

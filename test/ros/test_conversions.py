@@ -12,11 +12,13 @@ pytest.importorskip('vlaq_ros.msg', reason='needs the built messages of vlaq_ros
 
 from sensor_msgs.msg import Image
 
+from vlaq_ros.control.precision import PrecisionLevel
 from vlaq_ros.control.supervisor import ControlState
 from vlaq_ros.errors import ImageError
 from vlaq_ros.policies.base import MemoryReport
 from vlaq_ros.ros import conversions
 from vlaq_ros.ros.interfaces import PolicyStatus
+from vlaq_ros.ros.precision_control import PrecisionReport
 from vlaq_ros.types import ActionChunk, EndEffectorCommand, Pose
 
 pytestmark = pytest.mark.ros
@@ -81,24 +83,46 @@ def test_a_chunk_of_another_spec_is_refused(spec):
         conversions.chunk_from_message(msg, spec.action)
 
 
-def test_the_precision_message_carries_bits_and_bytes():
+REPORT = PrecisionReport(
+    requested='w8a8',
+    reason='llm late: no time is left',
+    since_ns=9,
+    changes=3,
+    rolled_back=1,
+    share_of_inferences={'llm w4a8': 0.25, 'llm w8a8': 0.75},
+    share_of_time={'llm w8a8': 1.0},
+    latency_s={'w4a8': 0.5},
+)
+
+
+def test_the_precision_message_carries_bits_bytes_and_changes():
     policy = SimpleNamespace(
         precision='w4a8',
         precisions=('fp32', 'w4a8'),
+        levels={'llm': (PrecisionLevel(4, 8), PrecisionLevel(8, 8))},
         memory=lambda: MemoryReport(1000, 500, 1000, 3, 'reference', activation_bits=8.0),
     )
-    msg = conversions.precision_message(policy, 'configured', 9)
+    msg = conversions.precision_message(policy, REPORT)
     assert (msg.precision, msg.weight_bytes, msg.quantized_layers) == ('w4a8', 1000, 3)
     assert (msg.mean_bits_per_weight, msg.activation_bits) == (4.0, 8.0)
     assert msg.available == ['fp32', 'w4a8']
+    assert msg.switchable == msg.level == ['llm w4a8', 'llm w8a8']
+    assert list(msg.share_of_inferences) == [0.25, 0.75]
+    assert list(msg.share_of_time) == [0.0, 1.0]
+    assert (msg.requested, msg.reason) == (REPORT.requested, REPORT.reason)
+    assert (msg.changes, msg.rolled_back, msg.header.stamp.nanosec) == (3, 1, 9)
+    assert (msg.measured, list(msg.latency)) == (['w4a8'], [0.5])
 
 
 @pytest.mark.parametrize(('precision', 'bits'), [('fp32', 32.0), ('bf16', 16.0)])
 def test_float_weights_meet_float_inputs(precision, bits):
     policy = SimpleNamespace(
-        precision=precision, precisions=(precision,), memory=lambda: MemoryReport(9, 0, 0, 0, '')
+        precision=precision,
+        precisions=(precision,),
+        levels={},
+        memory=lambda: MemoryReport(9, 0, 0, 0, ''),
     )
-    assert conversions.precision_message(policy, 'configured', 9).activation_bits == bits
+    assert conversions.precision_message(policy, REPORT).activation_bits == bits
 
 
 def test_control_states_are_those_of_the_message():

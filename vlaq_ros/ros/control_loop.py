@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vlaq_ros.control.chunk_player import ChunkPlayer
 from vlaq_ros.control.commands import to_command
@@ -20,11 +21,13 @@ from vlaq_ros.control.latency import LatencyWindow
 from vlaq_ros.control.limits import RefusedCommandError
 from vlaq_ros.control.supervisor import ControlState, Supervisor
 from vlaq_ros.errors import PolicyError, StaleChunkError, StaleInputError, UnsafeActionError
+from vlaq_ros.kinematics.lie import quat_conjugate, quat_multiply, so3_log
 from vlaq_ros.policies.base import Policy
 from vlaq_ros.ros.inputs import Inputs
 from vlaq_ros.ros.outputs import Outputs
 from vlaq_ros.ros.policy_parameters import PolicyParameters
 from vlaq_ros.ros.pose_targets import PoseTarget, approach, pose_targets
+from vlaq_ros.ros.precision_control import PrecisionControl
 from vlaq_ros.ros.worker import Worker
 from vlaq_ros.types import ActionChunk, Pose
 
@@ -83,6 +86,7 @@ class ControlLoop:
         instruction_problem: Why the sentence in force cannot be followed; empty: it can.
         sequence: Chunks produced.
         epoch: Grows with every reset; results of an earlier epoch are dropped.
+        precision: What the policy runs at, and why.
     """
 
     def __init__(
@@ -107,6 +111,7 @@ class ControlLoop:
         self.instruction_problem = NO_INSTRUCTION
         self.sequence = sequence
         self.epoch = epoch
+        self.precision = PrecisionControl(policy, config, wake, steady)
         self._policy = policy
         self._policy_epoch: int | None = None
         self._config = config
@@ -122,6 +127,7 @@ class ControlLoop:
         self._must_replan = False
         self._sent: SentTarget | None = None
         self._stop_pose: Pose | None = None
+        self._was_stopped = False
         self._worker: Worker[Request, Inferred | None] = Worker(self._infer, wake, 'inference')
 
     @property
@@ -135,6 +141,7 @@ class ControlLoop:
         self._must_replan = self._must_replan or limits != self.limits
         self.limits = limits
         self.supervisor.stop_repeat_s = config.stop_repeat_s
+        self.precision.apply(config)
 
     def activate(self, now_ns: int) -> None:
         """Begin: wait for the first complete observation."""
@@ -143,20 +150,22 @@ class ControlLoop:
         self.instruction_problem = self._why_no_instruction()
         self._ticked_s = self._steady()
         self.supervisor.activate(now_ns)
-        self._new_epoch()
+        self._was_stopped = False
+        self._new_epoch(now_ns)
 
     def deactivate(self, reason: str, now_ns: int) -> None:
         """Send the stop command as the last one, and ignore what is still being computed."""
         was_active = self.supervisor.state is not ControlState.INACTIVE
         self._inputs.enabled = False
         self.supervisor.deactivate(reason, now_ns)
-        self._new_epoch()
+        self._new_epoch(now_ns)
         if was_active:
             self._send_stop(now_ns)
         self._stop_pose = None
 
     def close(self) -> None:
         """End the worker thread; an inference that hangs is left behind."""
+        self.precision.close()
         self._worker.close(timeout_s=5.0)
 
     def reset(self, now_ns: int) -> None:
@@ -219,13 +228,20 @@ class ControlLoop:
 
     def hold(self, reason: str, now_ns: int) -> None:
         """Stop until motion is possible again."""
+        self._note_stop()
         self.supervisor.hold(reason, now_ns, self._steady())
         self._repeat_stop(now_ns)
 
     def fault(self, reason: str, now_ns: int) -> None:
         """Stop until ~/reset."""
+        self._note_stop()
         self.supervisor.fault(reason, now_ns, self._steady())
         self._repeat_stop(now_ns)
+
+    def _note_stop(self) -> None:
+        if self.supervisor.state is ControlState.RUNNING:
+            self._was_stopped = True
+            self.precision.stopped()
 
     def _require_inputs(self, now_ns: int) -> None:
         if self.instruction_problem:
@@ -251,6 +267,7 @@ class ControlLoop:
             self._submit(now_ns)
 
     def _submit(self, now_ns: int) -> None:
+        self.precision.decide(now_ns)
         chunk = self.player.chunk
         last_observed_ns = None if chunk is None else chunk.observed_ns
         self._worker.submit(Request(now_ns, self.epoch, last_observed_ns))
@@ -266,7 +283,8 @@ class ControlLoop:
         start = self._inputs.pose(observation.observed_ns)
         if start is None and self._outputs.wants_pose:
             raise StaleInputError('no measured pose at the time of the observation')
-        return Inferred(replace(self._policy.infer(observation), epoch=request.epoch), start)
+        chunk = self.precision.infer(observation, request.now_ns)
+        return Inferred(replace(chunk, epoch=request.epoch), start)
 
     def _accept(self, chunk: ActionChunk, start: Pose | None, now_ns: int) -> None:
         """Check all rows before the first one is executed."""
@@ -282,6 +300,7 @@ class ControlLoop:
         self._errors_in_a_row = 0
         self._lacks_observation = False
         self.latency.add({'decode': self._inputs.decode_s, **chunk.stage_s})
+        self.precision.measured(chunk)
         if self.supervisor.state is not ControlState.FAULT and self.player.accept(chunk):
             self._targets = targets
             self._must_replan = False
@@ -298,7 +317,9 @@ class ControlLoop:
         self.counts['failed inferences'] += 1
         self._errors_in_a_row += 1
         self.last_error = f'{type(error).__name__}: {error}'
-        if self._errors_in_a_row >= self._config.max_inference_errors:
+        if self.precision.fault:
+            self.fault(self.precision.fault, now_ns)
+        elif self._errors_in_a_row >= self._config.max_inference_errors:
             self.fault(
                 f'{self._errors_in_a_row} inferences in a row failed, the last with '
                 f'{self.last_error}',
@@ -321,6 +342,8 @@ class ControlLoop:
         self._count_limited(limited)
         if self.supervisor.run(now_ns):
             self._outputs.send_twist(command, now_ns)
+            increment = command.twist * chunk.spec.period_s
+            self._executed(increment, command.gripper, (chunk.sequence, row))
 
     def _command_pose(self, chunk: ActionChunk, row: int, now_ns: int) -> None:
         """Send the target of one row, or as much of the way there as the speed limits allow."""
@@ -345,6 +368,20 @@ class ControlLoop:
             self._stop_pose = None
             self._outputs.send_pose(pose, target.gripper, now_ns)
             self._sent = SentTarget(pose, now_ns, chunk.sequence, row)
+            before = self._targets[row - 1].pose if row else start
+            increment = np.concatenate(
+                [
+                    target.pose.position - before.position,
+                    so3_log(
+                        quat_multiply(quat_conjugate(before.quat_xyzw), target.pose.quat_xyzw)
+                    ),
+                ]
+            )
+            self._executed(increment, target.gripper, (chunk.sequence, row))
+
+    def _executed(self, increment: NDArray, gripper: float | None, row: tuple[int, int]) -> None:
+        resumed, self._was_stopped = self._was_stopped, False
+        self.precision.executed(increment, gripper, row, resumed=resumed)
 
     def _replan(self, chunk: ActionChunk, row: int, start: Pose) -> None:
         """Plan the rows that are left again, from where the arm is on its way."""
@@ -381,10 +418,11 @@ class ControlLoop:
 
     def _start_over(self, reason: str, now_ns: int) -> None:
         """Stop at once what moves, and forget the chunk."""
-        self._new_epoch()
+        self._new_epoch(now_ns)
         self.hold(reason, now_ns)
 
-    def _new_epoch(self) -> None:
+    def _new_epoch(self, now_ns: int) -> None:
+        self.precision.new_epoch(now_ns)
         self.epoch += 1
         self.player.clear(self.epoch)
         self._targets = []

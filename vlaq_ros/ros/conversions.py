@@ -20,6 +20,7 @@ from vlaq_ros.errors import ImageError
 from vlaq_ros.policies.base import Policy
 from vlaq_ros.ros.interfaces import ActionChunk as ActionChunkMessage
 from vlaq_ros.ros.interfaces import PrecisionState
+from vlaq_ros.ros.precision_control import PrecisionReport
 from vlaq_ros.types import ActionChunk, ActionSpec, EndEffectorCommand, Pose
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     'image_bridge',
     'pose_message',
     'precision_message',
+    'switchable',
     'to_duration',
     'to_nanoseconds',
     'to_pixels',
@@ -167,20 +169,33 @@ def chunk_from_message(msg: ActionChunkMessage, spec: ActionSpec) -> ActionChunk
     )
 
 
-def precision_message(policy: Policy, reason: str, stamp_ns: int) -> PrecisionState:
-    """Return the precision that a loaded policy runs at."""
+def precision_message(policy: Policy, report: PrecisionReport) -> PrecisionState:
+    """Return the precision that a loaded policy runs at, and what has become of changes."""
     memory = policy.memory()
     unpacked_bits = 16.0 if policy.precision == 'bf16' else 32.0
     msg = PrecisionState(
         precision=policy.precision,
-        requested=policy.precision,
+        requested=report.requested,
         available=list(policy.precisions),
+        switchable=switchable(policy),
         mean_bits_per_weight=float(memory.mean_bits_per_weight),
         activation_bits=memory.activation_bits if memory.quantized_layers else unpacked_bits,
         weight_bytes=memory.weight_bytes,
         quantized_layers=memory.quantized_layers,
         kernel=memory.kernel,
-        reason=reason,
+        reason=report.reason,
+        changes=report.changes,
+        rolled_back=report.rolled_back,
+        level=list(report.share_of_inferences),
+        share_of_inferences=list(report.share_of_inferences.values()),
+        share_of_time=[report.share_of_time.get(k, 0.0) for k in report.share_of_inferences],
+        measured=list(report.latency_s),
+        latency=list(report.latency_s.values()),
     )
-    msg.header.stamp = to_stamp(stamp_ns)
+    msg.header.stamp = to_stamp(report.since_ns)
     return msg
+
+
+def switchable(policy: Policy) -> list[str]:
+    """Return what a loaded policy can be switched to, e.g. `llm w4a8`."""
+    return [f'{group} {level}' for group, each in policy.levels.items() for level in each]

@@ -11,12 +11,13 @@ from typing import Any
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
 from vlaq_ros.control.supervisor import ControlState
-from vlaq_ros.policies.base import MemoryReport
+from vlaq_ros.policies.base import MemoryReport, Policy
 from vlaq_ros.ros.control_loop import ControlLoop
 from vlaq_ros.ros.conversions import image_bridge, to_stamp
 from vlaq_ros.ros.inputs import Inputs
 from vlaq_ros.ros.outputs import Outputs
 from vlaq_ros.ros.policy_parameters import PolicyParameters
+from vlaq_ros.ros.precision_control import PrecisionControl
 
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 
@@ -141,10 +142,18 @@ def memory(report: MemoryReport) -> DiagnosticStatus:
     )
 
 
-def precision(name: str, head: str, kernel: str) -> DiagnosticStatus:
-    """Return what the weights are multiplied with."""
-    values = {'head': head, 'kernel': kernel, 'images': image_bridge()[1]}
-    return status('precision', OK, name, values)
+def precision(policy: Policy, kernel: str, control: PrecisionControl) -> DiagnosticStatus:
+    """Return what the weights are multiplied with, and what has become of changes."""
+    values = {'head': policy.head, 'kernel': kernel, 'images': image_bridge()[1]}
+    if policy.levels:
+        report = control.report()
+        values |= {'changes': report.changes, 'rolled back': report.rolled_back}
+        values |= {'last change': report.reason, 'requested': report.requested}
+        for name, share in report.share_of_inferences.items():
+            values[f'inferences at {name} [%]'] = f'{100.0 * share:.1f}'
+    if control.fault:
+        return status('precision', ERROR, control.fault, values)
+    return status('precision', OK, policy.precision, values)
 
 
 def self_test(passed: bool | None, text: str) -> DiagnosticStatus:

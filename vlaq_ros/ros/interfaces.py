@@ -1,8 +1,9 @@
 """
-The messages of this package; the only importer of the generated half.
+The messages and services of this package; the only importer of the generated half.
 
-`rosidl` generates `vlaq_ros.msg` when the package is built with colcon. From a plain checkout, or
-after `pip install`, it does not exist, and the import below says so in one sentence.
+`rosidl` generates `vlaq_ros.msg` and `vlaq_ros.srv` when the package is built with colcon. From a
+plain checkout, or after `pip install`, they do not exist, and the import below says so in one
+sentence.
 """
 
 from vlaq_ros.errors import MissingDependencyError
@@ -16,11 +17,12 @@ try:
         PolicyStatus,
         PrecisionState,
     )
+    from vlaq_ros.srv import SetPrecision
 except ImportError as error:
     raise MissingDependencyError(
         f'the messages of vlaq_ros are not available ({error}): build the package '
         '(`make build`, or `colcon build --packages-select vlaq_ros`) and source its setup file '
-        'in this shell; after a change of msg/ build again'
+        'in this shell; after a change of msg/ or srv/ build again'
     ) from error
 
 __all__ = [
@@ -30,4 +32,5 @@ __all__ = [
     'EpisodeStatus',
     'PolicyStatus',
     'PrecisionState',
+    'SetPrecision',
 ]

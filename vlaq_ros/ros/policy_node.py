@@ -20,14 +20,15 @@ from vlaq_ros.policies.bundle import open_bundle
 from vlaq_ros.policies.registry import load_policy
 from vlaq_ros.ros import diagnostics, policy_status, qos
 from vlaq_ros.ros.control_loop import ControlLoop
-from vlaq_ros.ros.conversions import precision_message
+from vlaq_ros.ros.conversions import precision_message, switchable
 from vlaq_ros.ros.inputs import Inputs
-from vlaq_ros.ros.interfaces import PrecisionState
+from vlaq_ros.ros.interfaces import PrecisionState, SetPrecision
 from vlaq_ros.ros.lifecycle import ManagedNode, run_node
 from vlaq_ros.ros.lockstep import LockstepLoop
 from vlaq_ros.ros.outputs import Outputs
 from vlaq_ros.ros.parameters import NodeParameters
 from vlaq_ros.ros.policy_parameters import PolicyParameters
+from vlaq_ros.ros.precision_control import mismatches
 
 _WATCH_PERIOD_S = 0.05
 _FLUSH_S = 0.2
@@ -81,6 +82,7 @@ class PolicyNode(ManagedNode):
         )
         self.create_service(Trigger, '~/reset', self._on_reset)
         self.create_service(Trigger, '~/self_test', self._on_self_test)
+        self.create_service(SetPrecision, '~/set_precision', self._on_set_precision)
         self.create_timer(1.0, self._on_diagnostics_timer)
         backward = JumpThreshold(
             min_forward=None, min_backward=Duration(nanoseconds=-1), on_clock_change=True
@@ -107,7 +109,7 @@ class PolicyNode(ManagedNode):
             head=config.head or None,
             threads=config.threads or None,
         )
-        problems = list(config.mismatches(policy.spec))
+        problems = self._mismatches(config)
         if problems:
             raise ConfigError('\n'.join(problems))
         self._test_policy(is_required=config.self_test)
@@ -128,7 +130,8 @@ class PolicyNode(ManagedNode):
         )
         self._loop.supervisor.since_ns = self._now_ns()
         self._commands_before = 0
-        self._precision_pub.publish(precision_message(policy, 'configured', self._now_ns()))
+        self._loop.precision.since_ns = self._now_ns()
+        self._announce_precision()
         self.get_logger().info(
             f'configured: bundle {policy.spec.name!r} ({self._bundle_hash[:12]}), precision '
             f'{policy.precision}, head {policy.head!r}; {self._self_test[1]}'
@@ -248,11 +251,31 @@ class PolicyNode(ManagedNode):
             response.message = f'no policy is loaded: the node is {self.lifecycle}'
         return response
 
+    def _on_set_precision(
+        self, request: SetPrecision.Request, response: SetPrecision.Response
+    ) -> SetPrecision.Response:
+        if self._loop is None:
+            response.message = f'refused: no policy is loaded: the node is {self.lifecycle}'
+            return response
+        response.available = switchable(self._policy)
+        if len(request.groups) != len(request.levels):
+            response.message = (
+                f'refused: {len(request.groups)} groups have {len(request.levels)} levels'
+            )
+            return response
+        groups = dict(zip(request.groups, request.levels))
+        response.accepted, response.message = self._loop.precision.set_levels(
+            request.level, groups, self._now_ns()
+        )
+        return response
+
     def _on_diagnostics_timer(self) -> None:
         now_ns = self._now_ns()
         statuses = [diagnostics.control(self.lifecycle, self.failure, self._loop)]
         if self._loop is not None:
             statuses += self._policy_diagnostics(now_ns)
+            if self._policy.levels and self.lifecycle == 'active':
+                self._announce_precision()
         name = self.get_fully_qualified_name().lstrip('/')
         hardware_id = f'{self._policy.spec.name} {self._bundle_hash[:12]}' if self._policy else ''
         self._diagnostics_pub.publish(diagnostics.array(name, hardware_id, now_ns, statuses))
@@ -273,7 +296,7 @@ class PolicyNode(ManagedNode):
             diagnostics.latency(loop, policy.spec.action.period_s),
             diagnostics.command_rate(outputs, self._config, rate_hz, is_running),
             diagnostics.memory(memory),
-            diagnostics.precision(policy.precision, policy.head, memory.kernel),
+            diagnostics.precision(policy, memory.kernel, loop.precision),
             diagnostics.self_test(*self._self_test),
             diagnostics.qos({**inputs.unmatched, **outputs.unmatched}),
         ]
@@ -285,13 +308,22 @@ class PolicyNode(ManagedNode):
         else:
             name = self._policy.spec.name
             msg = policy_status.loaded(self._loop, self._inputs, name, self._bundle_hash)
+            if self._loop.precision.collect(self._now_ns()):
+                self._announce_precision()
         self._status.announce(msg)
+
+    def _announce_precision(self) -> None:
+        report = self._loop.precision.report()
+        self._precision_pub.publish(precision_message(self._policy, report))
 
     def _now_ns(self) -> int:
         return self.get_clock().now().nanoseconds
 
     def _mismatches(self, config: PolicyParameters) -> list[str]:
-        return list(config.mismatches(self._policy.spec)) if self._policy else []
+        if self._policy is None:
+            return []
+        found = config.mismatches(self._policy.spec)
+        return [*found, *mismatches(config.dynamic_precision, self._policy)]
 
     def _test_policy(self, *, is_required: bool) -> None:
         if not is_required and self.lifecycle == 'unconfigured':

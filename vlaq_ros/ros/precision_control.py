@@ -1,0 +1,431 @@
+"""
+Precision that changes while the policy runs: decided before an inference, swapped between two.
+
+Decisions are taken on the executor thread from what was commanded. A change is prepared on a
+thread of its own, beside inference and commands; in lockstep right before the inference, so that
+the same start gives the same changes. The first inference after the swap judges it. When it
+fails, the levels from before are in force again and answer the same observation, so that a change
+that does not work costs no chunk. No rclpy, as in `control_loop`.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlaq_ros.control.precision import (
+    PrecisionInputs,
+    PrecisionLevel,
+    PrecisionMenu,
+    SafetyEvent,
+    level_names,
+)
+from vlaq_ros.control.precision_controller import GripperWatch
+from vlaq_ros.control.precision_occupancy import Occupancy
+from vlaq_ros.control.precision_parameters import GroupParameters, PrecisionParameters
+from vlaq_ros.control.precision_switch import PrecisionSwitch
+from vlaq_ros.control.precision_transaction import PrecisionTransaction, Stage
+from vlaq_ros.errors import ConfigError, PolicyError
+from vlaq_ros.kinematics.motion import MotionScale, MotionTracker, OnlineMotionScale
+from vlaq_ros.policies.base import Policy
+from vlaq_ros.policies.spec import PolicySpec
+from vlaq_ros.ros.policy_parameters import DynamicPrecisionParameters, PolicyParameters
+from vlaq_ros.ros.worker import Worker
+from vlaq_ros.types import ActionChunk, Observation
+
+AUTO = 'auto'
+"""As a level of ~/set_precision: as the rules decide."""
+
+_WINDOW = 50
+
+
+@dataclass(frozen=True)
+class PrecisionReport:
+    """
+    What ~/precision says about changes.
+
+    Attributes:
+        requested: Levels that were asked for last, as text.
+        reason: Why the last change happened, or did not.
+        since_ns: When that was, on the control clock.
+        changes, rolled_back: Number of changes by how they ended.
+        share_of_inferences, share_of_time: By `<group> <level>`.
+        latency_s: Median of the last inferences by precision [s].
+    """
+
+    requested: str
+    reason: str
+    since_ns: int
+    changes: int
+    rolled_back: int
+    share_of_inferences: Mapping[str, float]
+    share_of_time: Mapping[str, float]
+    latency_s: Mapping[str, float]
+
+
+def rules_of(config: DynamicPrecisionParameters, policy: Policy) -> PrecisionParameters | None:
+    """
+    Return how precision is decided for a loaded policy; None: only ~/set_precision changes it.
+
+    Raises:
+        ConfigError: The file or the values are wrong, or the policy has not got the levels; every
+            offender is listed.
+    """
+    if config.file:
+        try:
+            text = Path(config.file).expanduser().read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"parameter 'dynamic_precision.file' = {config.file!r} cannot be read: {error}"
+            ) from error
+        rules = PrecisionParameters.from_json(text, config.file)
+        if 'drift' in rules.rules:
+            raise ConfigError(
+                f"{config.file}: rule 'drift' needs measured drift, which this node does not "
+                'receive: use static, dyq and latency'
+            )
+    elif config.policy == 'static':
+        return None
+    else:
+        group = GroupParameters(PrecisionMenu.from_names(*config.levels), config.edges)
+        groups = dict.fromkeys(policy.levels, group)
+        if not groups:
+            raise ConfigError(
+                f"parameter 'dynamic_precision.policy' = {config.policy!r} needs levels to choose "
+                f'from, and precision {policy.precision} is fixed: {policy.level_limits}'
+            )
+        rules = PrecisionParameters(
+            (config.policy,), groups, dyq=config.dyq_options(), safety=config.safety_options()
+        )
+    problems = [
+        _unavailable(policy, name, level)
+        for name, group in rules.groups.items()
+        for level in group.menu.levels
+        if level not in policy.levels.get(name, ())
+    ]
+    if problems:
+        raise ConfigError('\n'.join(problems))
+    return rules
+
+
+def mismatches(config: DynamicPrecisionParameters, policy: Policy) -> Iterator[str]:
+    """Yield why precision cannot be decided like this for a loaded policy."""
+    try:
+        rules_of(config, policy)
+        _scale(config, policy.spec)
+    except ConfigError as error:
+        yield from str(error).splitlines()
+
+
+class PrecisionControl:
+    """
+    Decides, changes and reports the precision of one policy.
+
+    Args:
+        policy: Loaded policy.
+        config: Parameters of the node; they were checked with `mismatches`.
+        wake: Called when a change was prepared, on another thread; it must not block.
+        steady: Returns seconds of a clock that never stops or jumps.
+
+    Attributes:
+        since_ns: When the last change ended, on the control clock.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        config: PolicyParameters,
+        wake: Callable[[], None],
+        steady: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._policy = policy
+        self._config = config
+        self._steady = steady
+        self._is_lockstep = config.lockstep
+        spec = policy.spec
+        horizon = min(config.execution_horizon or spec.execution_horizon, spec.horizon)
+        self._spare_s = max(spec.horizon - horizon, 1) * spec.action.period_s
+        self._lock = threading.Lock()
+        self._occupancy = Occupancy()
+        self._latency_s: dict[str, deque[float]] = {}
+        self._switch: PrecisionSwitch | None = None
+        self._preparing: Worker[int, bool] | None = None
+        self._pinned: dict[str, PrecisionLevel] = {}
+        self._requested = dict(policy.active_levels)
+        self._last_sequence = 0
+        self._reason, self.since_ns = 'configured', 0
+        self._gripper = GripperWatch()
+        self._tracker: MotionTracker | None = None
+        self._controller = None
+        self.apply(config)
+        self._forget()
+        if policy.levels:
+            self._switch = PrecisionSwitch(PrecisionTransaction(policy.active_levels), policy)
+            if not self._is_lockstep:
+                self._preparing = Worker(self._switch.prepare, wake, 'precision')
+
+    @property
+    def fault(self) -> str:
+        """Why nobody knows which precision the policy has; empty: it is known."""
+        if self._switch is None or self._switch.transaction.active is not None:
+            return ''
+        why = self._switch.transaction.history[-1].reason
+        return f'the precision of the policy is unknown: {why}; clean up and configure again'
+
+    def close(self) -> None:
+        """End the thread that prepares."""
+        if self._preparing is not None:
+            self._preparing.close(timeout_s=5.0)
+
+    def apply(self, config: PolicyParameters) -> None:
+        """Decide by these parameters from now on; what the rules remembered is forgotten."""
+        before, self._config = self._config.dynamic_precision, config
+        if self._tracker is not None and before == config.dynamic_precision:
+            return
+        self._tracker = MotionTracker(_scale(config.dynamic_precision, self._policy.spec))
+        rules = rules_of(config.dynamic_precision, self._policy)
+        self._controller = None if rules is None else rules.controller()
+
+    # --- what the arm does, on the executor thread
+
+    def executed(
+        self, increment: NDArray, gripper: float | None, row: tuple[int, int], *, resumed: bool
+    ) -> None:
+        """
+        Note what was commanded.
+
+        Args:
+            increment: [6] translation [m] and rotation vector [rad] of this action, as commanded.
+            gripper: Commanded opening, 0 closed to 1 open; None commands none.
+            row: Sequence of the chunk and row in it; a row that is sent again counts once.
+            resumed: Whether this is the first motion after a stop.
+        """
+        if resumed:
+            self._events.add(SafetyEvent.STOP_RECOVERY)
+        if row == self._row:
+            return
+        self._row = row
+        if self._gripper.update(gripper):
+            self._events.add(SafetyEvent.GRIPPER)
+        self._sensitivities.append(self._tracker.update(increment).sensitivity)
+
+    def stopped(self) -> None:
+        """Note that the arm was stopped while it moved: it recovers at full precision."""
+        self._events.add(SafetyEvent.STOP_RECOVERY)
+
+    def new_epoch(self, now_ns: int) -> None:
+        """Begin a new episode."""
+        with self._lock:
+            self._occupancy.pause(now_ns)
+        events = self._events
+        self._forget()
+        self._events = events & {SafetyEvent.STOP_RECOVERY}
+        if self._controller is not None:
+            self._controller.reset()
+
+    # --- changes
+
+    def decide(self, now_ns: int) -> None:
+        """Choose the levels of the inference that is asked for now, on the executor thread."""
+        sensitivities, self._sensitivities = tuple(self._sensitivities), []
+        events, self._events = frozenset(self._events), set()
+        if self._switch is None or self._controller is None:
+            return
+        active = self._switch.transaction.active
+        if active is None:
+            return
+        known = self._latency_s.get(self._policy.precision)
+        inputs = PrecisionInputs(
+            now_ns,
+            sensitivities,
+            latency_s=float(np.quantile(known, 0.95)) if known else None,
+            deadline_s=self._config.dynamic_precision.deadline_s or self._spare_s,
+            events=events,
+        )
+        groups = self._controller.groups
+        decisions = self._controller.decide(inputs, {name: active[name] for name in groups})
+        with self._lock:
+            self._occupancy.record_reasons(decisions)
+        wanted, reasons = {**active, **self._pinned}, []
+        for name, decision in decisions.items():
+            if name not in self._pinned or decision.reason.value in set(SafetyEvent):
+                wanted[name] = decision.level
+                reasons.append(f'{name} {decision.reason}: {decision.detail}')
+        self._request(wanted, '; '.join(reasons) or '~/set_precision', now_ns)
+
+    def set_levels(self, level: str, groups: Mapping[str, str], now_ns: int) -> tuple[bool, str]:
+        """
+        Ask for levels by name until others are asked for; `auto` leaves them to the rules again.
+
+        Args:
+            level: For every group; empty: see `groups`.
+            groups: Level by module group, where `level` is empty.
+            now_ns: On the control clock.
+
+        Returns:
+            Whether it is accepted, and what happens now or why not.
+        """
+        if bool(level) == bool(groups):
+            return False, 'refused: give either a level, or groups with one level each'
+        if self._switch is None or self.fault:
+            why = self.fault or f'{self._policy.precision} is fixed: {self._policy.level_limits}'
+            return False, f'refused: {why}'
+        names = dict.fromkeys(self._policy.levels, level) if level else dict(groups)
+        pinned, problems = dict(self._pinned), []
+        for group, name in names.items():
+            if name == AUTO and group in self._policy.levels:
+                pinned.pop(group, None)
+                continue
+            try:
+                pinned[group] = PrecisionLevel.from_name(name)
+                if pinned[group] not in self._policy.levels.get(group, ()):
+                    problems.append(_unavailable(self._policy, group, pinned[group]))
+            except ConfigError as error:
+                problems.append(f'{group}: {error}')
+        if problems:
+            return False, '\n'.join(('refused:', *problems))
+        self._pinned = pinned
+        if AUTO in names.values() and self._controller is None:
+            return True, "nothing changes: 'dynamic_precision.policy' is static"
+        wanted = {**self._requested, **pinned}
+        text = level_names(wanted)
+        if not self._request(wanted, '~/set_precision', now_ns):
+            return True, f'{text}: in force or under way already, or it failed just now'
+        return True, f'{text}: under way, in force from the next inference that finds it prepared'
+
+    def infer(self, observation: Observation, now_ns: int) -> ActionChunk:
+        """
+        Swap what is due and run the policy, on the inference thread.
+
+        Raises:
+            PolicyError: As `Policy.infer`, or nobody knows which precision the policy has.
+        """
+        if self._switch is None:
+            return self._policy.infer(observation)
+        if self._is_lockstep:
+            self._switch.prepare(self._switch_ns(now_ns))
+        while True:
+            if not self._switch.before_inference(self._switch_ns(now_ns)):
+                raise PolicyError(self.fault)
+            change = self._switch.transaction.change
+            is_fresh = change is not None and change.stage is Stage.SWAPPED
+            error = ''
+            with self._lock:
+                self._occupancy.record(now_ns, self._switch.transaction.active)
+            try:
+                chunk = self._policy.infer(observation)
+                if is_fresh and not np.isfinite(chunk.actions).all():
+                    error = 'actions are not finite'
+                    continue
+                return chunk
+            except Exception as raised:
+                error = str(raised) or type(raised).__name__
+                if not is_fresh:
+                    raise
+            finally:
+                self._switch.after_inference(self._switch_ns(now_ns), error)
+
+    def collect(self, now_ns: int) -> bool:
+        """Take over what has become of changes; return whether anything has."""
+        if self._switch is None:
+            return False
+        finished = [
+            one for one in self._switch.transaction.history if one.sequence > self._last_sequence
+        ]
+        for change in finished:
+            self._last_sequence = change.sequence
+            self.since_ns, self._reason = now_ns, change.reason
+            if change.stage is not Stage.CONFIRMED:
+                self._reason = f'{level_names(change.levels)} {change.stage}: {change.reason}'
+        if self._preparing is not None:
+            self._preparing.collect()
+            waiting = self._switch.transaction.change  # one that waited behind the finished one
+            if finished and waiting is not None and waiting.stage is Stage.REQUESTED:
+                self._preparing.submit(self._switch_ns(now_ns))
+        return bool(finished)
+
+    def measured(self, chunk: ActionChunk) -> None:
+        """Note how long an inference took."""
+        window = self._latency_s.setdefault(chunk.precision, deque(maxlen=_WINDOW))
+        window.append(chunk.inference_s)
+
+    def report(self) -> PrecisionReport:
+        """Return what has happened so far."""
+        counts = {} if self._switch is None else self._switch.transaction.counts
+        with self._lock:
+            inferences, times = {}, {}
+            for group in self._policy.levels:
+                for shares, found in (
+                    (self._occupancy.share_of_inferences(group), inferences),
+                    (self._occupancy.share_of_time(group), times),
+                ):
+                    found.update({f'{group} {level}': share for level, share in shares.items()})
+        return PrecisionReport(
+            requested=self._name_of(self._requested),
+            reason=self._reason,
+            since_ns=self.since_ns,
+            changes=counts.get(Stage.CONFIRMED, 0),
+            rolled_back=counts.get(Stage.ROLLED_BACK, 0) + counts.get(Stage.FAILED, 0),
+            share_of_inferences=inferences,
+            share_of_time=times,
+            latency_s={name: float(np.median(each)) for name, each in self._latency_s.items()},
+        )
+
+    def _request(self, wanted: dict[str, PrecisionLevel], reason: str, now_ns: int) -> bool:
+        self._requested = wanted
+        steady_ns = self._switch_ns(now_ns)
+        is_new = self._switch.transaction.request(wanted, reason, steady_ns)
+        if is_new and self._preparing is not None:
+            self._preparing.submit(steady_ns)
+        return is_new
+
+    def _switch_ns(self, now_ns: int) -> int:
+        """Return steady time; in lockstep that of the control clock, which nothing disturbs."""
+        return now_ns if self._is_lockstep else round(self._steady() * 1e9)
+
+    def _name_of(self, levels: Mapping[str, PrecisionLevel]) -> str:
+        if levels == dict(self._policy.active_levels):
+            return self._policy.precision
+        names = {str(level) for level in levels.values()}
+        return names.pop() if len(names) == 1 else level_names(levels)
+
+    def _forget(self) -> None:
+        self._sensitivities: list[float | None] = []
+        self._events: set[SafetyEvent] = set()
+        self._row: tuple[int, int] | None = None
+        self._gripper.reset()
+        self._tracker.reset()
+
+
+def _unavailable(policy: Policy, group: str, level: PrecisionLevel) -> str:
+    there = ', '.join(map(str, policy.levels.get(group, ()))) or 'nothing'
+    groups = ', '.join(policy.levels) or 'none'
+    why = f'; {policy.level_limits}' if policy.level_limits else ''
+    return f'{group} {level} is not available: {group} has {there}; module groups: {groups}{why}'
+
+
+def _scale(
+    config: DynamicPrecisionParameters, spec: PolicySpec
+) -> MotionScale | OnlineMotionScale:
+    """Return the normalizers that were given; those of motion that is not commanded are unused."""
+    if not config.translation_m and not config.rotation_rad:
+        return OnlineMotionScale(spec.action)
+    moves = any(
+        name.startswith('ee_') and not name.startswith('ee_r') for name in spec.action.names
+    )
+    needed = {'translation_m': moves, 'rotation_rad': spec.action.has_rotation}
+    missing = [name for name, is_used in needed.items() if is_used and not getattr(config, name)]
+    if missing:
+        raise ConfigError(
+            f"parameter 'dynamic_precision.{missing[0]}' is 0 while the other normalizer is "
+            f'given: give both, or none to learn them while the robot works'
+        )
+    return MotionScale(
+        config.translation_m if moves else None,
+        config.rotation_rad if spec.action.has_rotation else None,
+    )
