@@ -28,7 +28,7 @@ from vlaq_ros.ros.lockstep import LockstepLoop
 from vlaq_ros.ros.outputs import Outputs
 from vlaq_ros.ros.parameters import NodeParameters
 from vlaq_ros.ros.policy_parameters import PolicyParameters
-from vlaq_ros.ros.precision_control import mismatches
+from vlaq_ros.ros.precision_rules import mismatches
 
 _WATCH_PERIOD_S = 0.05
 _FLUSH_S = 0.2

@@ -11,9 +11,8 @@ that does not work costs no chunk. No rclpy, as in `control_loop`.
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,20 +20,18 @@ from numpy.typing import NDArray
 from vlaq_ros.control.precision import (
     PrecisionInputs,
     PrecisionLevel,
-    PrecisionMenu,
     SafetyEvent,
     level_names,
 )
 from vlaq_ros.control.precision_controller import GripperWatch
 from vlaq_ros.control.precision_occupancy import Occupancy
-from vlaq_ros.control.precision_parameters import GroupParameters, PrecisionParameters
 from vlaq_ros.control.precision_switch import PrecisionSwitch
 from vlaq_ros.control.precision_transaction import PrecisionTransaction, Stage
 from vlaq_ros.errors import ConfigError, PolicyError
-from vlaq_ros.kinematics.motion import MotionScale, MotionTracker, OnlineMotionScale
+from vlaq_ros.kinematics.motion import MotionTracker
 from vlaq_ros.policies.base import Policy
-from vlaq_ros.policies.spec import PolicySpec
-from vlaq_ros.ros.policy_parameters import DynamicPrecisionParameters, PolicyParameters
+from vlaq_ros.ros.policy_parameters import PolicyParameters
+from vlaq_ros.ros.precision_rules import motion_scale, rules_of, unavailable
 from vlaq_ros.ros.worker import Worker
 from vlaq_ros.types import ActionChunk, Observation
 
@@ -68,67 +65,13 @@ class PrecisionReport:
     latency_s: Mapping[str, float]
 
 
-def rules_of(config: DynamicPrecisionParameters, policy: Policy) -> PrecisionParameters | None:
-    """
-    Return how precision is decided for a loaded policy; None: only ~/set_precision changes it.
-
-    Raises:
-        ConfigError: The file or the values are wrong, or the policy has not got the levels; every
-            offender is listed.
-    """
-    if config.file:
-        try:
-            text = Path(config.file).expanduser().read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(
-                f"parameter 'dynamic_precision.file' = {config.file!r} cannot be read: {error}"
-            ) from error
-        rules = PrecisionParameters.from_json(text, config.file)
-        if 'drift' in rules.rules:
-            raise ConfigError(
-                f"{config.file}: rule 'drift' needs measured drift, which this node does not "
-                'receive: use static, dyq and latency'
-            )
-    elif config.policy == 'static':
-        return None
-    else:
-        group = GroupParameters(PrecisionMenu.from_names(*config.levels), config.edges)
-        groups = dict.fromkeys(policy.levels, group)
-        if not groups:
-            raise ConfigError(
-                f"parameter 'dynamic_precision.policy' = {config.policy!r} needs levels to choose "
-                f'from, and precision {policy.precision} is fixed: {policy.level_limits}'
-            )
-        rules = PrecisionParameters(
-            (config.policy,), groups, dyq=config.dyq_options(), safety=config.safety_options()
-        )
-    problems = [
-        _unavailable(policy, name, level)
-        for name, group in rules.groups.items()
-        for level in group.menu.levels
-        if level not in policy.levels.get(name, ())
-    ]
-    if problems:
-        raise ConfigError('\n'.join(problems))
-    return rules
-
-
-def mismatches(config: DynamicPrecisionParameters, policy: Policy) -> Iterator[str]:
-    """Yield why precision cannot be decided like this for a loaded policy."""
-    try:
-        rules_of(config, policy)
-        _scale(config, policy.spec)
-    except ConfigError as error:
-        yield from str(error).splitlines()
-
-
 class PrecisionControl:
     """
     Decides, changes and reports the precision of one policy.
 
     Args:
         policy: Loaded policy.
-        config: Parameters of the node; they were checked with `mismatches`.
+        config: Parameters of the node; they were checked with `precision_rules`.
         wake: Called when a change was prepared, on another thread; it must not block.
         steady: Returns seconds of a clock that never stops or jumps.
 
@@ -187,7 +130,7 @@ class PrecisionControl:
         before, self._config = self._config.dynamic_precision, config
         if self._tracker is not None and before == config.dynamic_precision:
             return
-        self._tracker = MotionTracker(_scale(config.dynamic_precision, self._policy.spec))
+        self._tracker = MotionTracker(motion_scale(config.dynamic_precision, self._policy.spec))
         rules = rules_of(config.dynamic_precision, self._policy)
         self._controller = None if rules is None else rules.controller()
 
@@ -284,7 +227,7 @@ class PrecisionControl:
             try:
                 pinned[group] = PrecisionLevel.from_name(name)
                 if pinned[group] not in self._policy.levels.get(group, ()):
-                    problems.append(_unavailable(self._policy, group, pinned[group]))
+                    problems.append(unavailable(self._policy, group, pinned[group]))
             except ConfigError as error:
                 problems.append(f'{group}: {error}')
         if problems:
@@ -400,32 +343,3 @@ class PrecisionControl:
         self._row: tuple[int, int] | None = None
         self._gripper.reset()
         self._tracker.reset()
-
-
-def _unavailable(policy: Policy, group: str, level: PrecisionLevel) -> str:
-    there = ', '.join(map(str, policy.levels.get(group, ()))) or 'nothing'
-    groups = ', '.join(policy.levels) or 'none'
-    why = f'; {policy.level_limits}' if policy.level_limits else ''
-    return f'{group} {level} is not available: {group} has {there}; module groups: {groups}{why}'
-
-
-def _scale(
-    config: DynamicPrecisionParameters, spec: PolicySpec
-) -> MotionScale | OnlineMotionScale:
-    """Return the normalizers that were given; those of motion that is not commanded are unused."""
-    if not config.translation_m and not config.rotation_rad:
-        return OnlineMotionScale(spec.action)
-    moves = any(
-        name.startswith('ee_') and not name.startswith('ee_r') for name in spec.action.names
-    )
-    needed = {'translation_m': moves, 'rotation_rad': spec.action.has_rotation}
-    missing = [name for name, is_used in needed.items() if is_used and not getattr(config, name)]
-    if missing:
-        raise ConfigError(
-            f"parameter 'dynamic_precision.{missing[0]}' is 0 while the other normalizer is "
-            f'given: give both, or none to learn them while the robot works'
-        )
-    return MotionScale(
-        config.translation_m if moves else None,
-        config.rotation_rad if spec.action.has_rotation else None,
-    )

@@ -1,0 +1,99 @@
+"""
+How a loaded policy's precision shall be decided, from the parameters of the node or a file.
+
+Everything is checked here against the levels that the policy really has, before anything changes.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from vlaq_ros.control.precision import PrecisionLevel, PrecisionMenu
+from vlaq_ros.control.precision_parameters import GroupParameters, PrecisionParameters
+from vlaq_ros.errors import ConfigError
+from vlaq_ros.kinematics.motion import MotionScale, OnlineMotionScale
+from vlaq_ros.policies.base import Policy
+from vlaq_ros.policies.spec import PolicySpec
+from vlaq_ros.ros.policy_parameters import DynamicPrecisionParameters
+from vlaq_ros.types import POSITION_NAMES
+
+
+def rules_of(config: DynamicPrecisionParameters, policy: Policy) -> PrecisionParameters | None:
+    """
+    Return how precision is decided for a loaded policy; None: only ~/set_precision changes it.
+
+    Raises:
+        ConfigError: The file or the values are wrong, or the policy has not got the levels; every
+            offender is listed.
+    """
+    if config.file:
+        try:
+            text = Path(config.file).expanduser().read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"parameter 'dynamic_precision.file' = {config.file!r} cannot be read: {error}"
+            ) from error
+        rules = PrecisionParameters.from_json(text, config.file)
+        if 'drift' in rules.rules:
+            raise ConfigError(
+                f"{config.file}: rule 'drift' needs measured drift, which this node does not "
+                'receive: use static, dyq and latency'
+            )
+    elif config.policy == 'static':
+        return None
+    else:
+        group = GroupParameters(PrecisionMenu.from_names(*config.levels), config.edges)
+        groups = dict.fromkeys(policy.levels, group)
+        if not groups:
+            raise ConfigError(
+                f"parameter 'dynamic_precision.policy' = {config.policy!r} needs levels to choose "
+                f'from, and precision {policy.precision} is fixed: {policy.level_limits}'
+            )
+        rules = PrecisionParameters(
+            (config.policy,), groups, dyq=config.dyq_options(), safety=config.safety_options()
+        )
+    problems = [
+        unavailable(policy, name, level)
+        for name, group in rules.groups.items()
+        for level in group.menu.levels
+        if level not in policy.levels.get(name, ())
+    ]
+    if problems:
+        raise ConfigError('\n'.join(problems))
+    return rules
+
+
+def mismatches(config: DynamicPrecisionParameters, policy: Policy) -> Iterator[str]:
+    """Yield why precision cannot be decided like this for a loaded policy."""
+    try:
+        rules_of(config, policy)
+        motion_scale(config, policy.spec)
+    except ConfigError as error:
+        yield from str(error).splitlines()
+
+
+def unavailable(policy: Policy, group: str, level: PrecisionLevel) -> str:
+    """Say that a policy has not got this level, what it has, and why no more."""
+    there = ', '.join(map(str, policy.levels.get(group, ()))) or 'nothing'
+    groups = ', '.join(policy.levels) or 'none'
+    why = f'; {policy.level_limits}' if policy.level_limits else ''
+    return f'{group} {level} is not available: {group} has {there}; module groups: {groups}{why}'
+
+
+def motion_scale(
+    config: DynamicPrecisionParameters, spec: PolicySpec
+) -> MotionScale | OnlineMotionScale:
+    """Return the normalizers that were given; those of motion that is not commanded are unused."""
+    if not config.translation_m and not config.rotation_rad:
+        return OnlineMotionScale(spec.action)
+    moves = any(name in POSITION_NAMES for name in spec.action.names)
+    needed = {'translation_m': moves, 'rotation_rad': spec.action.has_rotation}
+    missing = [name for name, is_used in needed.items() if is_used and not getattr(config, name)]
+    if missing:
+        raise ConfigError(
+            f"parameter 'dynamic_precision.{missing[0]}' is 0 while the other normalizer is "
+            f'given: give both, or none to learn them while the robot works'
+        )
+    return MotionScale(
+        config.translation_m if moves else None,
+        config.rotation_rad if spec.action.has_rotation else None,
+    )
