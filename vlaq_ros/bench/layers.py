@@ -20,7 +20,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaModel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from vlaq_ros.bench.contenders import brief
-from vlaq_ros.bench.own_kernels import BF16_ROWS, MIX_WIDE, channel_widths, group_size_for
+from vlaq_ros.bench.own_kernels import BF16_ROWS, GROUP_SIZE, MIX_WIDE, channel_widths
 from vlaq_ros.bench.plan import Job, Step
 from vlaq_ros.bench.stopwatch import Case, Effort, measure
 from vlaq_ros.bench.torch_rivals import BF16, BF16_FROZEN, FP32, frozen_linear, frozen_weight
@@ -230,4 +230,4 @@ def _bf16_around(model: nn.Module, bits: int | None) -> Made:
 def _scheme(linear: nn.Linear, bits: int | None) -> LayerScheme:
     mixed = bits is None
     widths = tuple(channel_widths(MIX_SHARES, linear.out_features)) if mixed else bits
-    return LayerScheme(widths, group_size_for(linear.in_features), activation_bits=8)
+    return LayerScheme(widths, GROUP_SIZE, activation_bits=8)

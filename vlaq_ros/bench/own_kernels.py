@@ -62,9 +62,13 @@ def own_contenders(weight: Tensor) -> list[Contender | Refusal]:
     return gather('own', {v.name: lambda v=v: make(v) for v in VARIANTS})
 
 
+GROUP_SIZE = 128
+"""Inputs that share a scale in our own layers; the last group may be short."""
+
+
 def group_size_for(in_features: int) -> int:
-    """Return 128, or 64 where 128 does not divide the inputs."""
-    return 128 if in_features % 128 == 0 else 64
+    """Return the group of rivals: 128, or 64 where 128 does not divide the inputs."""
+    return GROUP_SIZE if in_features % GROUP_SIZE == 0 else 64
 
 
 def channel_widths(shares: dict[int, float], out_features: int) -> list[int]:
@@ -86,7 +90,7 @@ def kernel_in_use(in_features: int = 128) -> str:
 def _pack(weight: Tensor, shares: dict[int, float]) -> tuple[Kernel, MixedWeight, list]:
     out_features, in_features = weight.shape
     widths = channel_widths(shares, out_features)
-    mixed = MixedWeight.from_float(weight, widths, group_size_for(in_features))
+    mixed = MixedWeight.from_float(weight, widths, GROUP_SIZE)
     kernel = select_kernel(mixed.layout, 'cpu').kernel
     return kernel, mixed, [kernel.pack(mixed) for _ in range(copies_for(mixed.nbytes))]
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from vlaq_ros.bench.contenders import brief
 from vlaq_ros.bench.layers import freeze_linears, share, to_bfloat16
-from vlaq_ros.bench.own_kernels import MIX_WIDE, channel_widths, group_size_for
+from vlaq_ros.bench.own_kernels import GROUP_SIZE, MIX_WIDE, channel_widths
 from vlaq_ros.bench.plan import Job, Step
 from vlaq_ros.bench.ratios import BF16, FP32
 from vlaq_ros.nn.shared_input import share_inputs
@@ -193,8 +193,7 @@ def _pack(model: nn.Module, bits: int | None, bf16_around: bool = False) -> None
             if bits is None:
                 shares = {0: 0.05, 4: 0.70, 8: 0.20, 16: 0.05}
                 widths = tuple(channel_widths(shares, linear.out_features))
-            group_size = group_size_for(linear.in_features)
-            plan[name] = LayerScheme(widths, group_size, activation_bits=8)
+            plan[name] = LayerScheme(widths, GROUP_SIZE, activation_bits=8)
     quantize_linears(model, plan)
     share_inputs(model)
     if bf16_around:
