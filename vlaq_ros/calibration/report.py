@@ -224,8 +224,8 @@ def _sizes(values: Mapping[str, Any], found: Calibrated) -> Iterator[str]:
     if values['float_layers']:
         all_bits = record['mean_bits_with_float_layers']
         yield (
-            f'Left float by the method: {", ".join(values["float_layers"])}. With these counted as '
-            f'16 bits, it takes {all_bits:.3f} bits per weight.'
+            f'Left float by the method: {", ".join(values["float_layers"])}. With these '
+            f'counted as 16 bits, it takes {all_bits:.3f} bits per weight.'
         )
         yield ''
 
