@@ -8,6 +8,7 @@ are wall time, as a robot waits for them; the ratios are of CPU time, all models
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,6 +47,7 @@ SMALL = ReferenceConfig(
 SMALL_STEPS = 10
 SMALL_ROUNDS = 10
 FROZEN = 'torch bf16, frozen linear layers'
+PER_CHANNEL = 'W8A8 per channel'
 BF16_PRECISIONS = ('bf16', BF16, FROZEN)
 TOTAL = 'total'
 LEAST_SAMPLES = 20  # for the tails
@@ -156,15 +158,17 @@ def _shipped(threads: int) -> list[Runner]:
 def _small() -> list[Runner]:
     torch.manual_seed(0)
     original = ReferenceModel(SMALL).eval().requires_grad_(False)
-    packed = {'W8A8': 8, 'W4A8': 4, MIX_WIDE: None}
+    packed = {PER_CHANNEL: 8, 'W8A8': 8, 'W4A8': 4, MIX_WIDE: None}
     makers: dict[str, tuple[Callable[[nn.Module], None], torch.dtype]] = {
         FP32: (lambda model: None, torch.float32),
         BF16: (to_bfloat16, torch.bfloat16),
         FROZEN: (_freeze, torch.bfloat16),
     }
     for label, bits in packed.items():
-        makers[label] = (lambda model, bits=bits: _pack(model, bits), torch.float32)
-        around = (lambda model, bits=bits: _pack(model, bits, True), torch.bfloat16)
+        group = None if label == PER_CHANNEL else GROUP_SIZE
+        pack = partial(_pack, bits=bits, group_size=group)
+        makers[label] = (pack, torch.float32)
+        around = (partial(pack, bf16_around=True), torch.bfloat16)
         makers[f'{label}, bf16 around'] = around
     runners = []
     for label, (change, dtype) in makers.items():
@@ -183,7 +187,9 @@ def _freeze(model: nn.Module) -> None:
     to_bfloat16(model)
 
 
-def _pack(model: nn.Module, bits: int | None, bf16_around: bool = False) -> None:
+def _pack(
+    model: nn.Module, bits: int | None, group_size: int | None, bf16_around: bool = False
+) -> None:
     """Pack the layers that the shipped policy packs; `bits` None mixes widths."""
     plan = {}
     for name, role in layer_roles(model).items():
@@ -193,7 +199,7 @@ def _pack(model: nn.Module, bits: int | None, bf16_around: bool = False) -> None
             if bits is None:
                 shares = {0: 0.05, 4: 0.70, 8: 0.20, 16: 0.05}
                 widths = tuple(channel_widths(shares, linear.out_features))
-            plan[name] = LayerScheme(widths, GROUP_SIZE, activation_bits=8)
+            plan[name] = LayerScheme(widths, group_size, activation_bits=8)
     quantize_linears(model, plan)
     share_inputs(model)
     if bf16_around:
