@@ -59,7 +59,7 @@ def stop_at(stage):
     return tell
 
 
-@pytest.mark.parametrize('method', ['rtn', 'gptq', 'awq', 'smoothquant', 'qvla', 'da_ptq'])
+@pytest.mark.parametrize('method', ['rtn', 'gptq', 'awq', 'smoothquant', 'qvla', 'da_ptq', 'ours'])
 def test_every_method_keeps_the_budget_and_gives_a_bundle_that_runs(make_job, method):
     found = run(make_job(method=method))
     assert mean_bits(read_plan(found.bundle)) <= 5.0
@@ -224,6 +224,18 @@ def test_everything_wrong_is_listed_before_anything_is_read(make_job, tmp_path):
 def test_a_budget_the_method_cannot_reach_is_refused_at_once(make_job, method):
     with pytest.raises(ConfigError, match=r'--bits 2: .* needs at least [23]\.\d+'):
         check_job(make_job(method=method, bits=2.0))
+
+
+def test_a_layout_of_its_own_is_no_matter_of_the_budget(make_job):
+    assert check_job(make_job(method='quantvla', bits=2.0)).job.bits == 2.0
+    with pytest.raises(ConfigError, match='needs at least'):
+        check_job(make_job(method='quantvla', bits=2.0, options={'layout': 'all'}))
+
+
+def test_pruning_lowers_what_a_budget_must_be(make_job):
+    with pytest.raises(ConfigError, match='needs at least 3'):
+        check_job(make_job(method='ours', bits=2.9))
+    check_job(make_job(method='ours', bits=2.9, options={'prune_share': '0.1'}))
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vlaq_ros.calibration.allocation import MENU, PRUNE_SHARE, channel_bytes
+from vlaq_ros.calibration.allocation import MENU, channel_bytes
 from vlaq_ros.calibration.artifact import check_destination, open_float_bundle
-from vlaq_ros.calibration.methods import bind_method, find_method
+from vlaq_ros.calibration.methods import bind_method, layout_is_its_own, option_names
 from vlaq_ros.calibration.quantize import group_size_problems
 from vlaq_ros.calibration.recordings import BagRecording, open_bags
 from vlaq_ros.calibration.samples import SamplePlan
@@ -178,9 +178,11 @@ def _range_problems(job: CalibrationJob) -> list[str]:
 
 
 def _budget_problems(job: CalibrationJob, bundle: Bundle) -> list[str]:
-    """Return whether the method can meet the budget at all."""
+    """Return why the method cannot meet the budget whatever the bags hold."""
+    if layout_is_its_own(job.method, job.options):
+        return []
     model = load_float_model(bundle)
-    pruned = PRUNE_SHARE if find_method(job.method).prunes else 0.0
+    pruned = float(job.options.get('prune_share', option_names(job.method).get('prune_share', 0)))
     weights = smallest = 0.0
     for name, role in layer_roles(model).items():
         if role in QUANTIZED_ROLES:

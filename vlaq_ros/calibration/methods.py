@@ -28,13 +28,16 @@ class Method(NamedTuple):
         summary: One line of help.
         passes: Runs of the policy over the calibration batches, about, beyond statistics and
             sensitivities, which are measured anyway; for remaining times.
-        prunes: Whether it may give output channels no bits at all.
+        own_layout: `option=value` under which it has a layout of its own, and the budget is not
+            one of bits per weight.
+        weight: What one of its passes costs, in passes without gradients.
     """
 
     module: str
     summary: str
     passes: float
-    prunes: bool = False
+    own_layout: str = ''
+    weight: float = 1.0
 
 
 METHODS = {
@@ -45,15 +48,36 @@ METHODS = {
         'vlaq_ros.calibration.smoothquant', 'move outliers into the weights (SmoothQuant)', 0
     ),
     'qvla': Method(
-        'vlaq_ros.calibration.qvla', 'bits per channel by action sensitivity (QVLA)', 0, True
+        'vlaq_ros.calibration.qvla',
+        'bits per channel by action sensitivity (QVLA)',
+        0,
+        'mode=paper',
     ),
     'da_ptq': Method(
-        'vlaq_ros.calibration.da_ptq', 'bits per layer by drift, interface repaired (DA-PTQ)', 12
+        'vlaq_ros.calibration.da_ptq',
+        'bits per layer by drift, interface repaired (DA-PTQ)',
+        12,
+        'mode=paper',
     ),
     'quantvla': Method(
-        'vlaq_ros.calibration.quantvla', 'W4 layout with attention balanced (QuantVLA)', 3
+        'vlaq_ros.calibration.quantvla',
+        'W4 layout with attention balanced (QuantVLA)',
+        3,
+        'layout=paper',
+    ),
+    'ours': Method(
+        'vlaq_ros.calibration.ours',
+        "this package's own: joint sensitivity, compensation",
+        1,
+        weight=9.0,
     ),
 }
+
+
+def layout_is_its_own(name: str, options: Mapping[str, str]) -> bool:
+    """Return whether a method with these options pays no heed to bits per weight."""
+    option, _, value = find_method(name).own_layout.partition('=')
+    return bool(option) and str(options.get(option, option_names(name)[option])) == value
 
 
 def find_method(name: str) -> Method:

@@ -183,7 +183,7 @@ class _Run:
             {
                 'reference': kept,
                 'sensitivity': _PROBED * used,
-                'method': row.passes * used,
+                'method': row.passes * row.weight * used,
                 'verification': 3 * kept,
                 'packing': 4 * kept,
                 'report': 1,
@@ -195,12 +195,14 @@ class _Run:
         progress.begin('sensitivity', 2 * used, weight=_PROBED / 2)
         statistics = collect_statistics(context)
         sensitivity, _ = measure_sensitivity(context, statistics, metric)
-        progress.begin('method', round(row.passes * used), f'{job.method}: {row.summary}')
+        text = f'{job.method}: {row.summary}'
+        progress.begin('method', round(row.passes * used), text, row.weight)
         result = self._decide(job.method)
         progress.begin('verification', 3 * kept)
         before = judge(context, result, reference)
         nearest = self._nearest(reference)
-        if max(one.excess(job.tolerance) for one in before.values()) > 1.0:
+        missed = max(one.excess(job.tolerance) for one in before.values()) > 1.0
+        if missed and job.promotions:
             judgements = len(result.weights) + job.promotions * CANDIDATES
             progress.begin('verification', judgements * kept, 'stepping back towards more bits')
         final, verification = verify(
