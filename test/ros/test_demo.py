@@ -26,7 +26,8 @@ from vlaq_ros.sim.results import Record
 from vlaq_ros.sim.rollout import Episode
 
 pytestmark = pytest.mark.ros
-DEMO = [sys.executable, '-m', 'vlaq_ros.ros.demo', '--bundle', 'toy', '--tasks', 'reach']
+ALL_TASKS = [sys.executable, '-m', 'vlaq_ros.ros.demo', '--bundle', 'toy']
+DEMO = [*ALL_TASKS, '--tasks', 'reach']
 SLEEPER = """
 import time
 
@@ -159,7 +160,7 @@ def test_the_demo_runs_from_end_to_end_and_leaves_pictures_and_numbers(ros_domai
 )
 def test_an_interrupted_demo_leaves_no_process_behind(ros_domain, tmp_path, number):
     with subprocess.Popen(
-        [*DEMO, '--out', str(tmp_path)],
+        [*ALL_TASKS, '--out', str(tmp_path)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
