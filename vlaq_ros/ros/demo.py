@@ -78,9 +78,7 @@ def run(args: argparse.Namespace) -> int:
     started = time.monotonic()
     try:
         with ExitStack() as stack:
-            reference = ReferenceRun(source, ours, head, episodes)
-            stack.callback(reference.close)
-            report = _perform(stack, args, reference, head, episodes, logs, where)
+            report = _perform(stack, args, source, ours, head, episodes, logs, where)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
@@ -102,7 +100,8 @@ def _source(args: argparse.Namespace, bundle: Bundle) -> tuple[PolicySource, str
 def _perform(
     stack: ExitStack,
     args: argparse.Namespace,
-    reference: 'ReferenceRun',
+    source: PolicySource,
+    shown: str,
     head: str,
     episodes: Sequence[Episode],
     logs: Path,
@@ -117,6 +116,8 @@ def _perform(
     )
     simulator = stack.enter_context(_start_simulator(args, logs))
     policy = stack.enter_context(_start_policy(args, head, logs))
+    reference = ReferenceRun(source, shown, head, episodes)
+    stack.callback(reference.close)
     driver = stack.enter_context(DemoDriver(simulator, policy))
     driver.bring_up()
     print('both nodes are up; one episode per task:', flush=True)
