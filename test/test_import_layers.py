@@ -29,13 +29,14 @@ MAY_IMPORT = {
     'policies': {*NUMERIC, 'quant', 'kernels', 'nn'},
     'calibration': MODELS,
     'sim': {*NUMERIC, 'nn', 'policies'},
+    'analysis': {*MODELS, 'calibration', 'sim'},
     'ros': {*NUMERIC, 'policies', 'calibration', 'sim'},
     'bench': {*MODELS, 'calibration', 'sim'},
     'doctor': {'errors'},
     'cli': {'errors'},
 }
 TORCH_FREE = {'errors', 'types', 'kinematics', 'control', 'data', 'ros', 'doctor', 'cli'}
-TORCH_FREE_FILES = {'policies/base.py', 'policies/spec.py'}
+TORCH_FREE_FILES = {'policies/base.py', 'policies/drift_monitor.py', 'policies/spec.py'}
 
 ROS_ROOTS = {
     'ament_index_python',

@@ -16,6 +16,7 @@ try:
         EpisodeStatus,
         PolicyStatus,
         PrecisionState,
+        ReferenceRequest,
     )
     from vlaq_ros.srv import SetPrecision
 except ImportError as error:
@@ -32,5 +33,6 @@ __all__ = [
     'EpisodeStatus',
     'PolicyStatus',
     'PrecisionState',
+    'ReferenceRequest',
     'SetPrecision',
 ]
