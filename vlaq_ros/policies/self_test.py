@@ -26,6 +26,7 @@ GOLDEN_TOLERANCE = {
     'w8a8': 0.01,
     'w4': 0.05,
     'w4a8': 0.05,
+    'nested': 0.01,
     'packed': 0.01,
 }
 
