@@ -1,5 +1,5 @@
 """
-Sensor messages as values: one reading for live messages and for those of a bag.
+Messages as values: one reading for live messages and for those of a bag.
 
 Only the names of fields are used, so a message of rclpy and one that was decoded without ROS give
 the same values. A message that cannot be used is refused with the reason; nothing is repaired.
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from vlaq_ros.data.images import decode_compressed, decode_image
 from vlaq_ros.errors import ImageError, MessageError
-from vlaq_ros.types import Pose
+from vlaq_ros.types import ActionChunk, ActionSpec, Pose
 
 POSE_TOPIC, JOINT_TOPIC, INSTRUCTION_TOPIC = 'ee_pose', 'joint_states', 'instruction'
 POSE_SOURCES = tuple(f'{POSE_TOPIC}.{axis}' for axis in ('x', 'y', 'z', 'qx', 'qy', 'qz', 'qw'))
@@ -96,3 +96,27 @@ def read_joints(msg: Any, wanted: Iterable[str]) -> dict[str, float]:
     if unusable:
         raise MessageError(f'no finite position of {unusable} in a message of {list(msg.name)}')
     return values
+
+
+def chunk_from_message(msg: Any, spec: ActionSpec) -> ActionChunk:
+    """
+    Return the chunk of an `ActionChunk` message; its bounds and frame are those of `spec`.
+
+    Raises:
+        ValueError: The message was made for another action spec.
+    """
+    theirs = (tuple(msg.names), tuple(msg.units), msg.delta, to_nanoseconds(msg.step_duration))
+    ours = (spec.names, spec.units, spec.delta, spec.period_ns)
+    if theirs != ours:
+        raise ValueError(f'the chunk has names, units, delta, period {theirs}, expected {ours}')
+    return ActionChunk(
+        np.array(msg.actions).reshape(msg.horizon, -1),
+        spec,
+        to_nanoseconds(msg.header.stamp),
+        msg.instruction,
+        msg.precision,
+        msg.head,
+        msg.sequence,
+        msg.epoch,
+        {'inference': to_nanoseconds(msg.inference_time) / _SECOND_NS},
+    )

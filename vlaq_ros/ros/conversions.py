@@ -15,13 +15,18 @@ from geometry_msgs.msg import PoseStamped, TwistStamped
 from numpy.typing import NDArray
 from sensor_msgs.msg import CompressedImage, Image, JointState
 
-from vlaq_ros.data.messages import decode_pixels, to_nanoseconds, to_pose
+from vlaq_ros.data.messages import (
+    chunk_from_message,
+    decode_pixels,
+    to_nanoseconds,
+    to_pose,
+)
 from vlaq_ros.errors import ImageError
 from vlaq_ros.policies.base import Policy
 from vlaq_ros.ros.interfaces import ActionChunk as ActionChunkMessage
 from vlaq_ros.ros.interfaces import PrecisionState
 from vlaq_ros.ros.precision_control import PrecisionReport
-from vlaq_ros.types import ActionChunk, ActionSpec, EndEffectorCommand, Pose
+from vlaq_ros.types import ActionChunk, EndEffectorCommand, Pose
 
 __all__ = [
     'chunk_from_message',
@@ -143,30 +148,6 @@ def chunk_message(chunk: ActionChunk, frame_id: str) -> ActionChunkMessage:
     )
     msg.header.stamp, msg.header.frame_id = to_stamp(chunk.observed_ns), frame_id
     return msg
-
-
-def chunk_from_message(msg: ActionChunkMessage, spec: ActionSpec) -> ActionChunk:
-    """
-    Return the chunk of a message; its bounds and frame are those of `spec`.
-
-    Raises:
-        ValueError: The message was made for another action spec.
-    """
-    theirs = (tuple(msg.names), tuple(msg.units), msg.delta, to_nanoseconds(msg.step_duration))
-    ours = (spec.names, spec.units, spec.delta, spec.period_ns)
-    if theirs != ours:
-        raise ValueError(f'the chunk has names, units, delta, period {theirs}, expected {ours}')
-    return ActionChunk(
-        np.array(msg.actions).reshape(msg.horizon, -1),
-        spec,
-        to_nanoseconds(msg.header.stamp),
-        msg.instruction,
-        msg.precision,
-        msg.head,
-        msg.sequence,
-        msg.epoch,
-        {'inference': to_nanoseconds(msg.inference_time) / _SECOND_NS},
-    )
 
 
 def precision_message(policy: Policy, report: PrecisionReport) -> PrecisionState:
