@@ -74,3 +74,42 @@ def test_after_close_nothing_is_notified(gate, notified):
     gate.may_pass.release()
     assert worker.close(10.0)
     assert not notified.acquire(blocking=False)
+
+
+def test_what_waits_is_replaced_and_can_be_withdrawn(worker, gate, notified):
+    assert not worker.submit('first')
+    assert gate.entered.acquire(timeout=10.0)
+    assert not worker.withdraw()
+    assert not worker.submit('second')
+    assert worker.submit('third')
+    assert worker.withdraw()
+    gate.may_pass.release()
+    assert notified.acquire(timeout=10.0)
+    assert worker.collect() == [('first', 'first done')]
+    assert not worker.is_busy
+
+
+def test_a_rest_makes_requests_wait_and_ends_with_the_worker(notified):
+    worker = Worker(lambda request: request, notified.release, 'test', rest_s=lambda: 600.0)
+    worker.submit('first')
+    assert notified.acquire(timeout=10.0)
+    worker.submit('second')
+    assert worker.is_busy
+    assert worker.submit('third')
+    assert worker.collect() == [('first', 'first')]
+    assert worker.close(10.0)
+    assert worker.collect() == []
+
+
+def test_the_thread_prepares_itself_before_the_first_request(notified):
+    told = []
+    worker = Worker(
+        lambda request: told.append(threading.current_thread()),
+        notified.release,
+        'test',
+        begin=lambda: told.append(threading.current_thread()),
+    )
+    worker.submit('first')
+    assert notified.acquire(timeout=10.0)
+    assert told[0] is told[1] is not threading.current_thread()
+    assert worker.close(10.0)

@@ -22,13 +22,22 @@ class Worker(Generic[Request, Result]):
         work: Turns a request into a result; an exception it raises becomes the result.
         notify: Called on the worker thread after every result; it must not block.
         name: Name of the thread.
+        begin: Called on the thread before anything else.
+        rest_s: How long to rest after the last result [s]; what is submitted meanwhile waits.
     """
 
     def __init__(
-        self, work: Callable[[Request], Result], notify: Callable[[], None], name: str
+        self,
+        work: Callable[[Request], Result],
+        notify: Callable[[], None],
+        name: str,
+        begin: Callable[[], None] = lambda: None,
+        rest_s: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._work = work
         self._notify = notify
+        self._begin = begin
+        self._rest_s = rest_s
         self._request: Request | None = None
         self._is_working = False
         self._is_closed = False
@@ -43,11 +52,19 @@ class Worker(Generic[Request, Result]):
         with self._wake:
             return self._is_working or self._request is not None
 
-    def submit(self, request: Request) -> None:
-        """Work on this next; a request that still waits is replaced."""
+    def submit(self, request: Request) -> bool:
+        """Work on this next; return whether it replaced a request that still waited."""
         with self._wake:
+            is_replaced = self._request is not None
             self._request = request
             self._wake.notify()
+        return is_replaced
+
+    def withdraw(self) -> bool:
+        """Forget the request that still waits; return whether there was one."""
+        with self._wake:
+            is_waiting, self._request = self._request is not None, None
+        return is_waiting
 
     def collect(self) -> list[tuple[Request, Result | Exception]]:
         """Return the results since the last call, oldest first, with their requests."""
@@ -66,6 +83,7 @@ class Worker(Generic[Request, Result]):
         return not self._thread.is_alive()
 
     def _run(self) -> None:
+        self._begin()
         while (request := self._next()) is not None:
             try:
                 result = self._work(request)
@@ -77,6 +95,13 @@ class Worker(Generic[Request, Result]):
                 is_closed = self._is_closed
             if not is_closed:
                 self._notify()
+                self._rest()
+
+    def _rest(self) -> None:
+        rest_s = self._rest_s()
+        if rest_s > 0.0:
+            with self._wake:
+                self._wake.wait_for(lambda: self._is_closed, rest_s)
 
     def _next(self) -> Request | None:
         with self._wake:
