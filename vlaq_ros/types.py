@@ -52,16 +52,19 @@ class Observation:
         state: [state_dim]; names and units are in the spec of the policy.
         instruction: The sentence to follow.
         observed_ns: Stamp of the observation on the control clock.
+        image_ns: Camera name -> stamp of its image; empty where nobody needs it.
     """
 
     images: Mapping[str, NDArray[np.uint8]]
     state: NDArray[np.float64]
     instruction: str
     observed_ns: int
+    image_ns: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         images = {name: _frozen(image, np.uint8) for name, image in self.images.items()}
         object.__setattr__(self, 'images', MappingProxyType(images))
+        object.__setattr__(self, 'image_ns', MappingProxyType(dict(self.image_ns)))
         object.__setattr__(self, 'state', _frozen(self.state, np.float64))
 
 

@@ -231,7 +231,8 @@ class ObservationAssembler:
         samples, instruction = self._usable(now_ns)
         state = samples.pop(STATE_STREAM, Sample(0, np.zeros(0))).value
         images = {name: sample.value for name, sample in samples.items()}
-        return Observation(images, state, instruction, samples[self._cameras[0]].stamp_ns)
+        stamps = {name: sample.stamp_ns for name, sample in samples.items()}
+        return Observation(images, state, instruction, stamps[self._cameras[0]], stamps)
 
     def require(self, now_ns: int) -> None:
         """Raise what `observation` would raise now, without copying any pixel."""

@@ -42,6 +42,10 @@ LOCKSTEP_IN = _profile(1, reliable=True)
 INSTRUCTION_IN = _profile(1, reliable=True)
 # Second subscription: the sentence that was latched before the node started.
 LATCHED_INSTRUCTION_IN = _profile(1, reliable=True, latched=True)
+# A reference is asked about an image of a moment ago: none shall be replaced before it is taken.
+IMAGES_IN = _profile(10, reliable=False)
+# Questions and answers between a policy and its reference: few, small, and each one counts.
+REFERENCE = _profile(10, reliable=True)
 # What sensor publishers offer by REP 2003: reliable, so that every subscriber matches.
 SENSOR_OUT = _profile(5, reliable=True)
 # A late subscriber must never receive an old motion.
