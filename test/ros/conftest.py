@@ -5,6 +5,7 @@ The robot publishes what a test tells it to, and time passes only when the test 
 depends on how fast the machine is. Every wait is for a condition, with a generous limit.
 """
 
+import copy
 import threading
 import time
 from dataclasses import replace
@@ -96,6 +97,9 @@ class FakePolicy:
     def apply_precision(self, levels):
         self.active_levels = dict(levels)
 
+    def twin(self):
+        return copy.copy(self)
+
     def self_test(self):
         return SelfTestReport(
             (('images matter', self.self_test_passes, 'the action is constant'),)
@@ -140,6 +144,7 @@ class Graph:
         options = {'load_policy': loader or (lambda bundle, **kwargs: policy)}
         if loader is None:
             options['digest'] = lambda bundle: 'f00d' * 16
+            options['origin'] = lambda bundle: None
         return self.add(
             PolicyNode(
                 namespace=namespace,

@@ -30,7 +30,7 @@ class DriftLimits:
         warn_m, error_m: Of the position accumulated over one chunk [m].
         warn_rad, error_rad: Of the rotation accumulated over one chunk [rad].
         warn_gripper, error_gripper: Of the share of steps whose gripper commands disagree [1].
-        calm_share: A reading is calm below this share of the limits of the level below.
+        calm_share: A reading is calm at or below this share of the limits of the level in force.
         calm_after: Calm readings in a row before the level falls by one.
 
     Raises:

@@ -158,6 +158,7 @@ class Reason(str, Enum):
     DRIFT_HELD = 'drift_held'
     DRIFT_LOWERED = 'drift_lowered'
     DRIFT_UNKNOWN = 'drift_unknown'
+    DRIFT_ALARM = 'drift_alarm'
     LATE = 'late'
     MARGIN_HELD = 'margin_held'
     MARGIN_RAISED = 'margin_raised'

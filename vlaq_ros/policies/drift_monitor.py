@@ -78,14 +78,27 @@ class DriftMonitor:
     def __init__(
         self, spec: ActionSpec, horizon: int, limits: DriftLimits, window_s: float = 2.0
     ) -> None:
-        if horizon < 1 or not 0.0 < window_s < math.inf:
-            raise ConfigError(f'horizon = {horizon} and window_s = {window_s} must be positive')
+        if horizon < 1:
+            raise ConfigError(f'horizon = {horizon} must be at least 1')
         self.spec = spec
         self.horizon = horizon
-        self.window_s = window_s
         self._alarm = DriftAlarm(limits)
-        self._window = DriftWindow(spec, round(window_s * 1e9))
+        self._window = DriftWindow(spec)
         self._recent: deque[tuple[int, Drift]] = deque()
+        self.change(limits, window_s)
+
+    def change(self, limits: DriftLimits, window_s: float) -> None:
+        """
+        Judge by these from the next reading on; window and level go on as they are.
+
+        Raises:
+            ConfigError: The window is not positive; nothing is changed.
+        """
+        if not 0.0 < window_s < math.inf:
+            raise ConfigError(f'window_s = {window_s} must be positive')
+        self.window_s = window_s
+        self._window.window_ns = round(window_s * 1e9)
+        self._alarm.limits = limits
 
     def reset(self) -> None:
         """Begin a new episode."""

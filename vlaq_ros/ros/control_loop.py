@@ -2,8 +2,8 @@
 What happens on a control tick: ask for inference, pick the action that is due, check it, send it.
 
 Everything here runs on the executor thread except `_infer`, which runs on the worker thread and
-touches the policy and the inputs only. No rclpy: inputs, outputs and clock are handed in, so that
-the order of stops and commands can be tested without a graph.
+touches the policy, the inputs and an inline reference only. No rclpy: inputs, outputs and clock
+are handed in, so that the order of stops and commands can be tested without a graph.
 """
 
 import time
@@ -23,13 +23,14 @@ from vlaq_ros.control.supervisor import ControlState, Supervisor
 from vlaq_ros.errors import PolicyError, StaleChunkError, StaleInputError, UnsafeActionError
 from vlaq_ros.kinematics.lie import quat_conjugate, quat_multiply, so3_log
 from vlaq_ros.policies.base import Policy
+from vlaq_ros.ros.drift_control import DriftControl, DriftParts
 from vlaq_ros.ros.inputs import Inputs
 from vlaq_ros.ros.outputs import Outputs
 from vlaq_ros.ros.policy_parameters import PolicyParameters
 from vlaq_ros.ros.pose_targets import PoseTarget, approach, pose_targets
 from vlaq_ros.ros.precision_control import PrecisionControl
 from vlaq_ros.ros.worker import Worker
-from vlaq_ros.types import ActionChunk, Pose
+from vlaq_ros.types import ActionChunk, Observation, Pose
 
 _MIN_TICK_LIMIT_S, _TICK_LIMIT_PERIODS = 0.15, 3
 
@@ -50,6 +51,7 @@ class Inferred(NamedTuple):
 
     chunk: ActionChunk
     start: Pose | None
+    observation: Observation
 
 
 class SentTarget(NamedTuple):
@@ -75,6 +77,7 @@ class ControlLoop:
         is_simulated_time: Whether ticks come as slowly as a simulator computes.
         epoch: Last epoch of the node's earlier loops; this one goes on from there.
         sequence: Last chunk of the node's earlier loops.
+        drift: What drift is measured with; None: it is not.
 
     Attributes:
         supervisor: Whether the arm may move, and why not.
@@ -87,6 +90,7 @@ class ControlLoop:
         sequence: Chunks produced.
         epoch: Grows with every reset; results of an earlier epoch are dropped.
         precision: What the policy runs at, and why.
+        drift: How far it is from its reference, and what follows.
     """
 
     def __init__(
@@ -100,6 +104,7 @@ class ControlLoop:
         is_simulated_time: bool = False,
         epoch: int = 0,
         sequence: int = 0,
+        drift: DriftParts | None = None,
     ) -> None:
         spec = policy.spec
         self.supervisor = Supervisor(config.stop_repeat_s)
@@ -112,6 +117,7 @@ class ControlLoop:
         self.sequence = sequence
         self.epoch = epoch
         self.precision = PrecisionControl(policy, config, wake, steady)
+        self.drift = DriftControl(spec, config, drift, steady)
         self._policy = policy
         self._policy_epoch: int | None = None
         self._config = config
@@ -142,6 +148,7 @@ class ControlLoop:
         self.limits = limits
         self.supervisor.stop_repeat_s = config.stop_repeat_s
         self.precision.apply(config)
+        self.drift.apply(config)
 
     def activate(self, now_ns: int) -> None:
         """Begin: wait for the first complete observation."""
@@ -166,6 +173,7 @@ class ControlLoop:
     def close(self) -> None:
         """End the worker thread; an inference that hangs is left behind."""
         self.precision.close()
+        self.drift.close()
         self._worker.close(timeout_s=5.0)
 
     def reset(self, now_ns: int) -> None:
@@ -195,7 +203,10 @@ class ControlLoop:
             return
         try:
             self._require_inputs(now_ns)
-            self._ask_for_inference(now_ns)
+            self._ask_for_inference(now_ns)  # also while drift holds: only readings end that
+            if self.drift.stop:
+                self.hold(self.drift.stop, now_ns)
+                return
             row = self.player.row_at(now_ns)
             self._command(row, now_ns)
         except UnsafeActionError as error:
@@ -225,6 +236,10 @@ class ControlLoop:
                 self._failed(result, now_ns)
             else:
                 self._accept(*result, now_ns)
+        for told in self.drift.collect(now_ns):
+            self._outputs.send_drift(told, self._policy.spec.action.frame)
+        if self.drift.stop and self.supervisor.state is ControlState.RUNNING:
+            self.hold(self.drift.stop, now_ns)
 
     def hold(self, reason: str, now_ns: int) -> None:
         """Stop until motion is possible again."""
@@ -267,7 +282,7 @@ class ControlLoop:
             self._submit(now_ns)
 
     def _submit(self, now_ns: int) -> None:
-        self.precision.decide(now_ns)
+        self.precision.decide(now_ns, self.drift.take(), self.drift.floor)
         chunk = self.player.chunk
         last_observed_ns = None if chunk is None else chunk.observed_ns
         self._worker.submit(Request(now_ns, self.epoch, last_observed_ns))
@@ -284,9 +299,12 @@ class ControlLoop:
         if start is None and self._outputs.wants_pose:
             raise StaleInputError('no measured pose at the time of the observation')
         chunk = self.precision.infer(observation, request.now_ns)
-        return Inferred(replace(chunk, epoch=request.epoch), start)
+        self.drift.beside(observation, request.epoch)
+        return Inferred(replace(chunk, epoch=request.epoch), start, observation)
 
-    def _accept(self, chunk: ActionChunk, start: Pose | None, now_ns: int) -> None:
+    def _accept(
+        self, chunk: ActionChunk, start: Pose | None, observation: Observation, now_ns: int
+    ) -> None:
         """Check all rows before the first one is executed."""
         self.sequence += 1
         chunk = replace(chunk, sequence=self.sequence)
@@ -305,6 +323,7 @@ class ControlLoop:
             self._targets = targets
             self._must_replan = False
             self._outputs.send_chunk(chunk)
+            self.drift.accepted(observation, chunk, now_ns)
 
     def _plan_targets(self, chunk: ActionChunk, start: Pose | None) -> list[PoseTarget]:
         if not self._outputs.wants_pose:
@@ -425,6 +444,7 @@ class ControlLoop:
         self.precision.new_epoch(now_ns)
         self.epoch += 1
         self.player.clear(self.epoch)
+        self.drift.new_epoch(self.epoch)
         self._targets = []
         self._sent = None
 

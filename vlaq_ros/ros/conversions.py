@@ -23,14 +23,16 @@ from vlaq_ros.data.messages import (
 )
 from vlaq_ros.errors import ImageError
 from vlaq_ros.policies.base import Policy
+from vlaq_ros.ros.drift_control import Told
 from vlaq_ros.ros.interfaces import ActionChunk as ActionChunkMessage
-from vlaq_ros.ros.interfaces import PrecisionState
+from vlaq_ros.ros.interfaces import DriftReport, PrecisionState
 from vlaq_ros.ros.precision_control import PrecisionReport
 from vlaq_ros.types import ActionChunk, EndEffectorCommand, Pose
 
 __all__ = [
     'chunk_from_message',
     'chunk_message',
+    'drift_message',
     'gripper_message',
     'image_bridge',
     'pose_message',
@@ -174,6 +176,39 @@ def precision_message(policy: Policy, report: PrecisionReport) -> PrecisionState
         latency=list(report.latency_s.values()),
     )
     msg.header.stamp = to_stamp(report.since_ns)
+    return msg
+
+
+def drift_message(told: Told, frame_id: str) -> DriftReport:
+    """Return a reading of drift, stamped with the observation that both chunks answer."""
+    reading = told.reading
+    drift = reading.drift
+    msg = DriftReport(
+        source=reading.source,
+        precision=reading.precision,
+        reference_precision=reading.reference_precision,
+        sequence=reading.sequence,
+        epoch=reading.epoch,
+        steps=drift.steps,
+        position_per_step=drift.position_per_step_m,
+        position_accumulated=drift.position_accumulated_m,
+        rotation_per_step=drift.rotation_per_step_rad,
+        rotation_accumulated=drift.rotation_accumulated_rad,
+        gripper_disagreement=drift.gripper_disagreement,
+        position_deviation=reading.deviation_m,
+        rotation_deviation=reading.deviation_rad,
+        window_position=reading.window_m,
+        window_rotation=reading.window_rad,
+        window_gripper=reading.window_gripper,
+        jerk_ratio=reading.jerk_ratio,
+        smoothness=reading.smoothness,
+        reference_smoothness=reading.reference_smoothness,
+        window=to_duration(told.window_s),
+        delay=to_duration(told.delay_s),
+        level=int(reading.level),
+        reason=reading.reason,
+    )
+    msg.header.stamp, msg.header.frame_id = to_stamp(reading.observed_ns), frame_id
     return msg
 
 

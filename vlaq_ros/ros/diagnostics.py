@@ -10,10 +10,12 @@ from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
+from vlaq_ros.control.drift_alarm import DriftLevel
 from vlaq_ros.control.supervisor import ControlState
 from vlaq_ros.policies.base import MemoryReport, Policy
 from vlaq_ros.ros.control_loop import ControlLoop
 from vlaq_ros.ros.conversions import image_bridge, to_stamp
+from vlaq_ros.ros.drift_control import DriftControl
 from vlaq_ros.ros.inputs import Inputs
 from vlaq_ros.ros.outputs import Outputs
 from vlaq_ros.ros.policy_parameters import PolicyParameters
@@ -154,6 +156,33 @@ def precision(policy: Policy, kernel: str, control: PrecisionControl) -> Diagnos
     if control.fault:
         return status('precision', ERROR, control.fault, values)
     return status('precision', OK, policy.precision, values)
+
+
+def drift(control: DriftControl, now_ns: int) -> DiagnosticStatus:
+    """Return how far the policy is from its reference; no readings although asked is a warning."""
+    if not control.is_on:
+        return status('drift', OK, 'off')
+    values = {'source': control.name}
+    values |= {name: count for name, count in sorted(control.counts.items())}
+    values['readings'] = control.readings
+    level, message = OK, 'no reading yet'
+    if (last := control.last) is not None:
+        values |= {
+            'level': last.level.name,
+            'age of the last reading [s]': f'{(now_ns - last.observed_ns) * 1e-9:.3f}',
+            'precision': f'{last.precision} against {last.reference_precision}',
+            'position of the window [mm]': f'{last.window_m * 1e3:.3f}',
+            'rotation of the window [rad]': f'{last.window_rad:.4f}',
+            'gripper of the window [%]': f'{last.window_gripper * 100:.1f}',
+            'jerk ratio': f'{last.jerk_ratio:.2f}',
+        }
+        level = {DriftLevel.WARN: WARN, DriftLevel.ERROR: ERROR}.get(last.level, OK)
+        message = f'{last.level.name}: {last.reason}'
+    if control.trouble:
+        level = max(level, WARN)
+        message = f'{control.trouble}; last: {message}'
+    values['reaction'] = control.stop or control.floor or 'none'
+    return status('drift', level, message, values)
 
 
 def self_test(passed: bool | None, text: str) -> DiagnosticStatus:

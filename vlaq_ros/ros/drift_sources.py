@@ -28,7 +28,8 @@ class ReferenceSource(Protocol):
         counts: `asked` (observations that were submitted), `answered` (pairs that were collected),
             `dropped` (replaced by a newer observation while they waited), `late` (answers that
             came too long after their question), `failed` (the reference refused or raised),
-            `other epoch` (answers from before a reset), and what else a source likes to count.
+            `withdrawn` (under way at a reset), `other epoch` (answers from before a reset), and
+            what else a source likes to count.
         trouble: Why there are no answers, for the operator; empty: nothing is wrong.
     """
 

@@ -97,7 +97,7 @@ class ThreadedReference:
     def new_epoch(self, epoch: int) -> None:
         """Forget what is under way; see `ReferenceSource`."""
         self._epoch = epoch
-        self.counts['other epoch'] += self._worker.withdraw()
+        self.counts['withdrawn'] += self._worker.withdraw()
 
     def close(self) -> None:
         """End the thread; an inference that hangs is left behind."""
@@ -162,7 +162,7 @@ class InlineReference:
 
     def new_epoch(self, epoch: int) -> None:
         """Forget what was not collected; see `ReferenceSource`."""
-        self.counts['other epoch'] += len(self._pairs)
+        self.counts['withdrawn'] += len(self._pairs)
         self._pairs = []
         self._forget_before(epoch)
 

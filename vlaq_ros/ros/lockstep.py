@@ -28,6 +28,8 @@ class LockstepLoop(ControlLoop):
             self.hold(self.instruction_problem, now_ns)
         elif not self._outputs.has_listeners():
             self.hold('nobody listens to the commands yet', now_ns)
+        elif self.drift.stop:
+            self.hold(self.drift.stop, now_ns)
         elif not self.player.needs_inference(now_ns):
             self._answer(now_ns)
         elif self._asked != (now_ns, self.epoch):

@@ -1,5 +1,5 @@
 """
-What the policy sends: arm commands, gripper commands and chunks, through lifecycle publishers.
+What the policy sends: arm and gripper commands, chunks and drift, through lifecycle publishers.
 
 They publish nothing unless the node is active. The gripper goes first, so that a receiver that
 acts on the arm command has both.
@@ -14,8 +14,16 @@ from sensor_msgs.msg import JointState
 
 from vlaq_ros.control.commands import HOLD
 from vlaq_ros.ros import qos
-from vlaq_ros.ros.conversions import chunk_message, gripper_message, pose_message, twist_message
+from vlaq_ros.ros.conversions import (
+    chunk_message,
+    drift_message,
+    gripper_message,
+    pose_message,
+    twist_message,
+)
+from vlaq_ros.ros.drift_control import Told
 from vlaq_ros.ros.interfaces import ActionChunk as ActionChunkMessage
+from vlaq_ros.ros.interfaces import DriftReport
 from vlaq_ros.ros.policy_parameters import PolicyParameters
 from vlaq_ros.types import ActionChunk, EndEffectorCommand, Pose
 
@@ -42,6 +50,7 @@ class Outputs:
         self._arm = self._add(_TYPES[kind], _TOPICS[kind], qos.COMMAND)
         self._gripper = self._add(JointState, '~/gripper_cmds', qos.COMMAND)
         self._chunk = self._add(ActionChunkMessage, '~/action_chunk', qos.CHUNK)
+        self._drift = self._add(DriftReport, '~/drift', qos.DRIFT) if config.drift.is_on else None
         self.topics = tuple(p.topic_name for p in (self._arm, self._gripper))
         self._gripper_sent: tuple[float, int] | None = None
 
@@ -81,6 +90,11 @@ class Outputs:
         """Publish the chunk that was accepted."""
         self._chunk.publish(chunk_message(chunk, self._frame(chunk.spec.frame)))
 
+    def send_drift(self, told: Told, frame: str) -> None:
+        """Publish a reading of the drift of actions in this frame."""
+        if self._drift is not None:
+            self._drift.publish(drift_message(told, self._frame(frame)))
+
     def flush(self, timeout_s: float) -> None:
         """Wait until subscribers have the last arm command."""
         self._arm.wait_for_all_acked(Duration(seconds=timeout_s))
@@ -99,8 +113,9 @@ class Outputs:
 
     def close(self) -> None:
         """Remove the publishers."""
-        for publisher in (self._arm, self._gripper, self._chunk):
-            self._node.destroy_lifecycle_publisher(publisher)
+        for publisher in (self._arm, self._gripper, self._chunk, self._drift):
+            if publisher is not None:
+                self._node.destroy_lifecycle_publisher(publisher)
 
     def _add(self, message_type: type, topic: str, profile: Any) -> Any:
         resolved = self._node.resolve_topic_name(topic)

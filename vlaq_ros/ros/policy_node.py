@@ -18,9 +18,11 @@ from vlaq_ros.errors import ConfigError, PolicyError
 from vlaq_ros.policies.base import Policy
 from vlaq_ros.policies.bundle import open_bundle
 from vlaq_ros.policies.registry import load_policy
-from vlaq_ros.ros import diagnostics, policy_status, qos
+from vlaq_ros.ros import diagnostics, drift_setup, policy_status, qos
 from vlaq_ros.ros.control_loop import ControlLoop
 from vlaq_ros.ros.conversions import precision_message, switchable
+from vlaq_ros.ros.drift_control import DriftParts
+from vlaq_ros.ros.drift_sources import ReferenceSource
 from vlaq_ros.ros.inputs import Inputs
 from vlaq_ros.ros.interfaces import PrecisionState, SetPrecision
 from vlaq_ros.ros.lifecycle import ManagedNode, run_node
@@ -29,6 +31,7 @@ from vlaq_ros.ros.outputs import Outputs
 from vlaq_ros.ros.parameters import NodeParameters
 from vlaq_ros.ros.policy_parameters import PolicyParameters
 from vlaq_ros.ros.precision_rules import mismatches
+from vlaq_ros.ros.remote_reference import RemoteReference
 
 _WATCH_PERIOD_S = 0.05
 _FLUSH_S = 0.2
@@ -41,6 +44,7 @@ class PolicyNode(ManagedNode):
     Args:
         load_policy: Loads a bundle; see `registry.load_policy`.
         digest: Returns the sha256 that identifies a bundle.
+        origin: Returns the digest of the float bundle that a packed one was made of, else None.
         options: Of `rclpy.node.Node`.
     """
 
@@ -49,11 +53,13 @@ class PolicyNode(ManagedNode):
         *,
         load_policy: Callable[..., Policy] = load_policy,
         digest: Callable[[str], str] = lambda bundle: open_bundle(bundle).digest,
+        origin: Callable[[str], str | None] = lambda bundle: open_bundle(bundle).origin,
         **options: Any,
     ) -> None:
         super().__init__('policy', **options)
         self._load_policy = load_policy
         self._digest = digest
+        self._origin = origin
         self._config: PolicyParameters | None = None
         self._policy: Policy | None = None
         self._inputs: Inputs | None = None
@@ -113,6 +119,7 @@ class PolicyNode(ManagedNode):
         if problems:
             raise ConfigError('\n'.join(problems))
         self._test_policy(is_required=config.self_test)
+        drift = self._drift_parts(config)
         loop_type = LockstepLoop if config.lockstep else ControlLoop
         self._config = config
         on_stored = self._on_stored if config.lockstep else lambda: None
@@ -127,6 +134,7 @@ class PolicyNode(ManagedNode):
             is_simulated_time=self.get_parameter('use_sim_time').value,
             epoch=self._epoch,
             sequence=self._sequence,
+            drift=drift,
         )
         self._loop.supervisor.since_ns = self._now_ns()
         self._commands_before = 0
@@ -297,6 +305,7 @@ class PolicyNode(ManagedNode):
             diagnostics.command_rate(outputs, self._config, rate_hz, is_running),
             diagnostics.memory(memory),
             diagnostics.precision(policy, memory.kernel, loop.precision),
+            diagnostics.drift(loop.drift, now_ns),
             diagnostics.self_test(*self._self_test),
             diagnostics.qos({**inputs.unmatched, **outputs.unmatched}),
         ]
@@ -323,7 +332,30 @@ class PolicyNode(ManagedNode):
         if self._policy is None:
             return []
         found = config.mismatches(self._policy.spec)
-        return [*found, *mismatches(config.dynamic_precision, self._policy)]
+        found = [*found, *drift_setup.mismatches(config.drift, self._policy)]
+        return [*found, *mismatches(config.dynamic_precision, self._policy, config.drift)]
+
+    def _drift_parts(self, config: PolicyParameters) -> DriftParts:
+        setup = drift_setup.DriftSetup(
+            self._load_policy,
+            self._digest,
+            self._origin,
+            self._remote_reference,
+            self._wake.trigger,
+        )
+        return setup.make(self._policy, config)
+
+    def _remote_reference(self, policy: Policy, config: PolicyParameters) -> ReferenceSource:
+        command, frame = config.command, policy.spec.action.frame
+        return RemoteReference(
+            self,
+            policy.spec,
+            bundle_hash=self._origin(config.bundle) or self._bundle_hash,
+            remote_node=config.drift.remote_node,
+            timeout_s=config.drift.remote_timeout_s,
+            frame_id=command.base_frame if frame == 'base' else command.tool_frame,
+            wake=self._wake.trigger,
+        )
 
     def _test_policy(self, *, is_required: bool) -> None:
         if not is_required and self.lifecycle == 'unconfigured':

@@ -16,6 +16,7 @@ from vlaq_ros.data.messages import JOINT_PREFIX, POSE_SOURCES
 from vlaq_ros.errors import ConfigError
 from vlaq_ros.policies.precision import DEFAULT, PRECISIONS
 from vlaq_ros.policies.spec import PolicySpec
+from vlaq_ros.ros.drift_parameters import DriftParameters
 from vlaq_ros.ros.parameters import Applies, group, parameter
 
 
@@ -184,8 +185,8 @@ class DynamicPrecisionParameters:
     policy: str = parameter(
         'static',
         'What decides: only ~/set_precision (`static`), how fine or abrupt the commanded motion '
-        'is (`dyq`), or the deadline (`latency`)',
-        choices=('static', 'dyq', 'latency'),
+        'is (`dyq`), the deadline (`latency`), or measured drift (`drift`)',
+        choices=('static', 'dyq', 'latency', 'drift'),
         applies=Applies.LIVE,
     )
     file: str = parameter(
@@ -326,10 +327,12 @@ class PolicyParameters:
     age: AgeParameters = group(AgeParameters)
     limits: LimitParameters = group(LimitParameters)
     dynamic_precision: DynamicPrecisionParameters = group(DynamicPrecisionParameters)
+    drift: DriftParameters = group(DriftParameters)
 
     def contradictions(self) -> Iterator[str]:
         """Yield a sentence for each combination of values that cannot work."""
         yield from self.dynamic_precision.contradictions()
+        yield from self.drift.contradictions()
         low, high = self.limits.workspace_low, self.limits.workspace_high
         if not all(a < b for a, b in zip(low, high)):
             yield (

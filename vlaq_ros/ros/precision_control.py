@@ -18,8 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlaq_ros.control.precision import (
+    Decision,
     PrecisionInputs,
     PrecisionLevel,
+    Reason,
     SafetyEvent,
     level_names,
 )
@@ -30,6 +32,7 @@ from vlaq_ros.control.precision_transaction import PrecisionTransaction, Stage
 from vlaq_ros.errors import ConfigError, PolicyError
 from vlaq_ros.kinematics.motion import MotionTracker
 from vlaq_ros.policies.base import Policy
+from vlaq_ros.policies.drift_monitor import DriftReading
 from vlaq_ros.ros.policy_parameters import PolicyParameters
 from vlaq_ros.ros.precision_rules import motion_scale, rules_of, unavailable
 from vlaq_ros.ros.worker import Worker
@@ -99,6 +102,7 @@ class PrecisionControl:
         self._switch: PrecisionSwitch | None = None
         self._preparing: Worker[int, bool] | None = None
         self._pinned: dict[str, PrecisionLevel] = {}
+        self._below_floor: dict[str, PrecisionLevel] | None = None
         self._requested = dict(policy.active_levels)
         self._last_sequence = 0
         self._reason, self.since_ns = 'configured', 0
@@ -127,11 +131,17 @@ class PrecisionControl:
 
     def apply(self, config: PolicyParameters) -> None:
         """Decide by these parameters from now on; what the rules remembered is forgotten."""
-        before, self._config = self._config.dynamic_precision, config
-        if self._tracker is not None and before == config.dynamic_precision:
+        before, self._config = self._config, config
+        is_same = before.dynamic_precision == config.dynamic_precision
+        by_drift = config.dynamic_precision.policy == 'drift'
+        if (
+            is_same
+            and self._tracker is not None
+            and not (by_drift and before.drift != config.drift)
+        ):
             return
         self._tracker = MotionTracker(motion_scale(config.dynamic_precision, self._policy.spec))
-        rules = rules_of(config.dynamic_precision, self._policy)
+        rules = rules_of(config.dynamic_precision, self._policy, config.drift)
         self._controller = None if rules is None else rules.controller()
 
     # --- what the arm does, on the executor thread
@@ -173,33 +183,62 @@ class PrecisionControl:
 
     # --- changes
 
-    def decide(self, now_ns: int) -> None:
-        """Choose the levels of the inference that is asked for now, on the executor thread."""
+    def decide(self, now_ns: int, drift: DriftReading | None = None, floor: str = '') -> None:
+        """
+        Choose the levels of the inference that is asked for now, on the executor thread.
+
+        Args:
+            now_ns: On the control clock.
+            drift: A reading that no decision has seen yet; it counts for the level it is about.
+            floor: Why every group shall run at its highest level; empty: as the rules decide.
+        """
         sensitivities, self._sensitivities = tuple(self._sensitivities), []
         events, self._events = frozenset(self._events), set()
-        if self._switch is None or self._controller is None:
+        if self._switch is None or (active := self._switch.transaction.active) is None:
             return
-        active = self._switch.transaction.active
-        if active is None:
+        decisions = {}
+        if self._controller is not None:
+            known = self._latency_s.get(self._policy.precision)
+            is_about_now = drift is not None and drift.precision == self._policy.precision
+            inputs = PrecisionInputs(
+                now_ns,
+                sensitivities,
+                drift_m=drift.drift.position_accumulated_m if is_about_now else None,
+                drift_rad=drift.drift.rotation_accumulated_rad if is_about_now else None,
+                latency_s=float(np.quantile(known, 0.95)) if known else None,
+                deadline_s=self._config.dynamic_precision.deadline_s or self._spare_s,
+                events=events,
+            )
+            groups = self._controller.groups
+            decisions = self._controller.decide(inputs, {name: active[name] for name in groups})
+        if floor:
+            self._raise_all(active, floor, now_ns)
             return
-        known = self._latency_s.get(self._policy.precision)
-        inputs = PrecisionInputs(
-            now_ns,
-            sensitivities,
-            latency_s=float(np.quantile(known, 0.95)) if known else None,
-            deadline_s=self._config.dynamic_precision.deadline_s or self._spare_s,
-            events=events,
-        )
-        groups = self._controller.groups
-        decisions = self._controller.decide(inputs, {name: active[name] for name in groups})
         with self._lock:
             self._occupancy.record_reasons(decisions)
-        wanted, reasons = {**active, **self._pinned}, []
+        wanted, reasons = {**active, **(self._below_floor or {}), **self._pinned}, []
+        if self._below_floor is not None:
+            self._below_floor = None
+            reasons.append('no drift alarm any more')
+        elif not decisions:
+            return
         for name, decision in decisions.items():
             if name not in self._pinned or decision.reason.value in set(SafetyEvent):
                 wanted[name] = decision.level
                 reasons.append(f'{name} {decision.reason}: {decision.detail}')
         self._request(wanted, '; '.join(reasons) or '~/set_precision', now_ns)
+
+    def _raise_all(self, active: Mapping[str, PrecisionLevel], why: str, now_ns: int) -> None:
+        """Run at the top, of the rules where they choose, until there is no floor any more."""
+        if self._below_floor is None:
+            self._below_floor = dict(self._requested)
+        top = {name: max(each) for name, each in self._policy.levels.items()}
+        if self._controller is not None:
+            top |= self._controller.top
+        decisions = {name: Decision(level, Reason.DRIFT_ALARM, why) for name, level in top.items()}
+        with self._lock:
+            self._occupancy.record_reasons(decisions)
+        self._request({**active, **top}, f'{Reason.DRIFT_ALARM}: {why}', now_ns)
 
     def set_levels(self, level: str, groups: Mapping[str, str], now_ns: int) -> tuple[bool, str]:
         """
@@ -235,6 +274,9 @@ class PrecisionControl:
         self._pinned = pinned
         if AUTO in names.values() and self._controller is None:
             return True, "nothing changes: 'dynamic_precision.policy' is static"
+        if self._below_floor is not None:
+            self._below_floor |= pinned
+            return True, 'accepted, in force when drift is OK again'
         wanted = {**self._requested, **pinned}
         text = level_names(wanted)
         if not self._request(wanted, '~/set_precision', now_ns):

@@ -13,11 +13,14 @@ from vlaq_ros.errors import ConfigError
 from vlaq_ros.kinematics.motion import MotionScale, OnlineMotionScale
 from vlaq_ros.policies.base import Policy
 from vlaq_ros.policies.spec import PolicySpec
+from vlaq_ros.ros.drift_parameters import MEASURING, DriftParameters
 from vlaq_ros.ros.policy_parameters import DynamicPrecisionParameters
 from vlaq_ros.types import POSITION_NAMES
 
 
-def rules_of(config: DynamicPrecisionParameters, policy: Policy) -> PrecisionParameters | None:
+def rules_of(
+    config: DynamicPrecisionParameters, policy: Policy, drift: DriftParameters
+) -> PrecisionParameters | None:
     """
     Return how precision is decided for a loaded policy; None: only ~/set_precision changes it.
 
@@ -33,13 +36,12 @@ def rules_of(config: DynamicPrecisionParameters, policy: Policy) -> PrecisionPar
                 f"parameter 'dynamic_precision.file' = {config.file!r} cannot be read: {error}"
             ) from error
         rules = PrecisionParameters.from_json(text, config.file)
-        if 'drift' in rules.rules:
-            raise ConfigError(
-                f"{config.file}: rule 'drift' needs measured drift, which this node does not "
-                'receive: use static, dyq and latency'
-            )
+        if 'drift' in rules.rules and not drift.is_measured:
+            raise ConfigError(f"{config.file}: rule 'drift' {_unmeasured(drift)}")
     elif config.policy == 'static':
         return None
+    elif config.policy == 'drift' and not drift.is_measured:
+        raise ConfigError(f"parameter 'dynamic_precision.policy' = 'drift' {_unmeasured(drift)}")
     else:
         group = GroupParameters(PrecisionMenu.from_names(*config.levels), config.edges)
         groups = dict.fromkeys(policy.levels, group)
@@ -49,7 +51,11 @@ def rules_of(config: DynamicPrecisionParameters, policy: Policy) -> PrecisionPar
                 f'from, and precision {policy.precision} is fixed: {policy.level_limits}'
             )
         rules = PrecisionParameters(
-            (config.policy,), groups, dyq=config.dyq_options(), safety=config.safety_options()
+            (config.policy,),
+            groups,
+            dyq=config.dyq_options(),
+            drift=drift.rule_options(config.lower_after),
+            safety=config.safety_options(),
         )
     problems = [
         unavailable(policy, name, level)
@@ -62,13 +68,22 @@ def rules_of(config: DynamicPrecisionParameters, policy: Policy) -> PrecisionPar
     return rules
 
 
-def mismatches(config: DynamicPrecisionParameters, policy: Policy) -> Iterator[str]:
+def mismatches(
+    config: DynamicPrecisionParameters, policy: Policy, drift: DriftParameters
+) -> Iterator[str]:
     """Yield why precision cannot be decided like this for a loaded policy."""
     try:
-        rules_of(config, policy)
+        rules_of(config, policy, drift)
         motion_scale(config, policy.spec)
     except ConfigError as error:
         yield from str(error).splitlines()
+
+
+def _unmeasured(drift: DriftParameters) -> str:
+    return (
+        f"needs measured drift, and 'drift.source' is {drift.source}: set it to one of "
+        f'{", ".join(MEASURING)}'
+    )
 
 
 def unavailable(policy: Policy, group: str, level: PrecisionLevel) -> str:

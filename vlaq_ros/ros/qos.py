@@ -52,6 +52,8 @@ SENSOR_OUT = _profile(5, reliable=True)
 COMMAND = _profile(1, reliable=True)
 # Only the newest chunk counts.
 CHUNK = _profile(1, reliable=True)
+# Every reading counts for who draws or records them.
+DRIFT = _profile(10, reliable=True)
 # Whoever joins late sees the present state.
 LATCHED = _profile(1, reliable=True, latched=True)
 # What aggregators and recorders expect.

@@ -1,0 +1,173 @@
+"""
+What the drift of a loaded policy is measured with, from the parameters of the node.
+
+Everything is checked here against the bundle and the levels that the policy really has, before a
+second policy is loaded. No rclpy.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from vlaq_ros.control.precision import level_names
+from vlaq_ros.errors import ConfigError
+from vlaq_ros.kinematics.predicted_drift import PredictedDrift
+from vlaq_ros.policies.base import Policy
+from vlaq_ros.policies.drift_monitor import PREDICTED
+from vlaq_ros.policies.spec import PolicySpec
+from vlaq_ros.ros.drift_control import DriftParts
+from vlaq_ros.ros.drift_parameters import HIGHER, RAISE, REMOTE, SHADOW, DriftParameters
+from vlaq_ros.ros.drift_sources import ReferenceSource
+from vlaq_ros.ros.local_reference import InlineReference, ThreadedReference
+from vlaq_ros.ros.policy_parameters import PolicyParameters
+
+FULL = 'fp32'
+_SAME = ('cameras', 'state', 'prompt', 'action', 'action_mean', 'action_std', 'horizon')
+
+
+class DriftSetup:
+    """
+    Makes what the drift of a policy is measured with.
+
+    Args:
+        load_policy: Loads a bundle; see `registry.load_policy`.
+        digest: Returns the sha256 that identifies a bundle.
+        origin: Returns the digest of the float bundle that a packed one was made of; None: the
+            bundle is a float one.
+        remote: Makes the source `remote` for a policy.
+        wake: Makes the executor thread collect what a source has.
+    """
+
+    def __init__(
+        self,
+        load_policy: Callable[..., Policy],
+        digest: Callable[[str], str],
+        origin: Callable[[str], str | None],
+        remote: Callable[[Policy, PolicyParameters], ReferenceSource],
+        wake: Callable[[], None],
+    ) -> None:
+        self._load_policy = load_policy
+        self._digest = digest
+        self._origin = origin
+        self._remote = remote
+        self._wake = wake
+
+    def make(self, policy: Policy, config: PolicyParameters) -> DriftParts:
+        """
+        Return the source or the error model; parameters were checked with `mismatches`.
+
+        Raises:
+            ConfigError: The reference does not belong to the bundle, or the model is not usable.
+            BundleError: The bundle of the reference is missing or damaged.
+        """
+        name = config.drift.source
+        if name == SHADOW:
+            return DriftParts(self._local(name, self._shadow(policy, config), config))
+        if name == HIGHER:
+            twin = policy.twin()
+            twin.apply_precision({group: max(each) for group, each in twin.levels.items()})
+            return DriftParts(self._local(name, twin, config))
+        if name == REMOTE:
+            return DriftParts(self._remote(policy, config))
+        if name == PREDICTED:
+            return _predicted(policy, config)
+        return DriftParts()
+
+    def _local(self, name: str, policy: Policy, config: PolicyParameters) -> ReferenceSource:
+        if config.lockstep:
+            return InlineReference(name, policy)
+        return ThreadedReference(name, policy, config.drift.duty, self._wake)
+
+    def _shadow(self, policy: Policy, config: PolicyParameters) -> Policy:
+        """Load the reference and make sure that it is the one of this policy."""
+        bundle = self.reference_bundle(config)
+        shadow = self._load_policy(bundle, precision=FULL, head=policy.head, threads=None)
+        differ = [n for n in _SAME if getattr(shadow.spec, n) != getattr(policy.spec, n)]
+        if differ:
+            raise ConfigError(
+                f'bundle {bundle!r} cannot be the reference of {config.bundle!r}: they differ in '
+                f'{", ".join(differ)}'
+            )
+        return shadow
+
+    def reference_bundle(self, config: PolicyParameters) -> str:
+        """
+        Return the float bundle that is the reference of the policy.
+
+        Raises:
+            ConfigError: None is named where it must be, or another one is.
+        """
+        given = config.drift.reference_bundle
+        what = "parameter 'drift.reference_bundle'"
+        origin = self._origin(config.bundle)
+        if origin is None and not given:
+            return config.bundle
+        if not given:
+            raise ConfigError(
+                f'{what} is empty and bundle {config.bundle!r} is packed: name the float bundle '
+                f'that it was made of (digest {origin[:12]}), or use source `higher`'
+            )
+        if self._origin(given) is not None:
+            raise ConfigError(f'{what} = {given!r} is a packed bundle itself: name a float bundle')
+        wanted = origin or self._digest(config.bundle)
+        found = self._digest(given)
+        if found != wanted:
+            made = 'was made of' if origin else 'is'
+            raise ConfigError(
+                f'{what} = {given!r} has digest {found[:12]}, but bundle {config.bundle!r} '
+                f'{made} {wanted[:12]}: drift from another policy says nothing about quantization'
+            )
+        return given
+
+
+def mismatches(config: DriftParameters, policy: Policy) -> Iterator[str]:
+    """Yield why the drift of a loaded policy cannot be measured or answered like this."""
+    if policy.levels:
+        return
+    fixed = f'precision {policy.precision} is fixed: {policy.level_limits}'
+    if config.source == HIGHER:
+        yield (
+            f"parameter 'drift.source' = 'higher' needs levels, and {fixed}; or compare with "
+            'full precision: source `shadow`'
+        )
+    if config.reaction == RAISE:
+        yield f"parameter 'drift.reaction' = 'raise' needs levels to raise, and {fixed}"
+
+
+def _predicted(policy: Policy, config: PolicyParameters) -> DriftParts:
+    model = drift_model(config, policy.spec)
+    aliases = {}
+    if policy.levels:
+        names = {str(level) for level in policy.active_levels.values()}
+        level = names.pop() if len(names) == 1 else level_names(policy.active_levels)
+        aliases[policy.precision] = level
+    level = aliases.get(policy.precision, policy.precision)
+    if level not in model.levels:
+        raise ConfigError(
+            f"parameter 'drift.source' = 'predicted': the error model has no level {level}, which "
+            f'the policy runs at; it has {", ".join(model.levels)}'
+        )
+    return DriftParts(model=model, aliases=aliases)
+
+
+def drift_model(config: PolicyParameters, spec: PolicySpec) -> PredictedDrift:
+    """
+    Return the error model of a bundle, or of the file that is given instead.
+
+    Raises:
+        ConfigError: There is none, or it is not understood.
+    """
+    file = config.drift.model_file
+    if not file:
+        raise ConfigError(
+            f"parameter 'drift.source' = 'predicted' needs an error model, which bundle "
+            f"{config.bundle!r} has not got: name one with 'drift.model_file', or measure with "
+            '`shadow` or `higher`'
+        )
+    try:
+        data = json.loads(Path(file).expanduser().read_text(encoding='utf-8'))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"parameter 'drift.model_file' = {file!r} cannot be read: {error}"
+        ) from error
+    return PredictedDrift.from_dict(data, spec.action)
