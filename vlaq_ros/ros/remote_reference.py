@@ -23,7 +23,7 @@ from vlaq_ros.ros.interfaces import ActionChunk as ActionChunkMessage
 from vlaq_ros.ros.interfaces import PolicyStatus, ReferenceRequest
 from vlaq_ros.types import ActionChunk, Observation
 
-ASKED, ANSWERED, DROPPED = 'asked', 'answered', 'dropped'
+ASKED, ANSWERED, DROPPED, WITHDRAWN = 'asked', 'answered', 'dropped', 'withdrawn'
 LATE, OTHER_EPOCH = 'late', 'other epoch'
 NO_REFERENCE, NO_STAMPS, UNANSWERED = 'no reference', 'no image stamps', 'unanswered'
 UNKNOWN, DUPLICATE, DISORDER = 'unknown sequence', 'duplicate', 'out of order'
@@ -54,10 +54,11 @@ class RemoteReference:
         steady: Returns seconds of a clock that never stops or jumps.
 
     Attributes:
-        counts: As in `ReferenceSource`; also `unanswered` within `timeout_s`, `no reference` to
-            ask, `no image stamps`, and answers that were refused: `unknown sequence`,
-            `duplicate`, `out of order`, `other stamp`, `other question` (sentence or head),
-            `other bundle`, `other shape`, `not finite`.
+        counts: As in `ReferenceSource`. Questions end as `answered`, `unanswered` within
+            `timeout_s`, `withdrawn` at a reset, `dropped` because too many waited, or are not
+            asked for `no reference` or `no image stamps`. Answers that are not used count as
+            `late`, `other epoch`, `unknown sequence`, `duplicate`, `out of order`, `other stamp`,
+            `other question` (sentence or head), `other bundle`, `other shape` or `not finite`.
     """
 
     name = 'remote'
@@ -94,14 +95,14 @@ class RemoteReference:
         self._requests = node.create_publisher(
             ReferenceRequest, '~/reference_request', **qos.overridable(qos.REFERENCE)
         )
-        self._subscriptions = [
+        self._inbox = [
             node.create_subscription(message_type, f'{remote_node}/{topic}', callback, profile)
             for message_type, topic, callback, profile in (
                 (ActionChunkMessage, 'reference_chunk', self._on_answer, qos.REFERENCE),
                 (PolicyStatus, 'status', self._on_status, qos.LATCHED),
             )
         ]
-        self._answer_topic = self._subscriptions[0].topic_name
+        self._answer_topic = self._inbox[0].topic_name
 
     @property
     def trouble(self) -> str:
@@ -151,11 +152,13 @@ class RemoteReference:
         """Return the pairs since the last call; see `ReferenceSource`."""
         self._expire()
         ready, self._ready = self._ready, []
+        self.counts[ANSWERED] += len(ready)
         return ready
 
     def new_epoch(self, epoch: int) -> None:
         """Forget what is under way."""
         self._epoch = epoch
+        self.counts[WITHDRAWN] += len(self._waiting) + len(self._ready)
         self._waiting.clear()
         self._ended.clear()
         self._ready.clear()
@@ -165,7 +168,7 @@ class RemoteReference:
 
     def close(self) -> None:
         """Unsubscribe."""
-        for subscription in self._subscriptions:
+        for subscription in self._inbox:
             self._node.destroy_subscription(subscription)
         self._node.destroy_publisher(self._requests)
 
@@ -195,7 +198,6 @@ class RemoteReference:
         self._end(msg.sequence, DUPLICATE)
         self._last_answered = msg.sequence
         self._ready.append(Compared(asked.chunk, chunk_from_message(msg, self._spec.action)))
-        self.counts[ANSWERED] += 1
         self._refusal = ''
         waiting = iter(self._waiting.values())
         self._in_vain_since_s = next((one.asked_s for one in waiting), None)
