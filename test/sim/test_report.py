@@ -195,7 +195,9 @@ def test_json_keeps_the_claims_apart_and_is_strict(store, rows, tmp_path):
         raise AssertionError(f'{constant} is not JSON')
 
     report = json.loads((tmp_path / 'report.json').read_text(), parse_constant=refuse)
-    assert list(report) == ['run', 'success_and_drift', 'memory', 'latency']
+    assert list(report) == [
+        *('run', 'success_and_drift', 'precision_while_running', 'memory', 'latency')
+    ]
     w8 = report['success_and_drift'][1]
     assert w8['reference'] == 'fp32:flow'
     assert w8['paired']['verdict'] == 'tie'

@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 
-from vlaq_ros.sim.evaluate import cpu_name
+from vlaq_ros.sim.machine import cpu_name
 
 PACKAGES = ('torch', 'numpy', 'transformers', 'onnxruntime', 'openvino', 'triton')
 FLAGS = (

@@ -79,6 +79,8 @@ class Policy(Protocol):
             the precision is fixed.
         active_levels: The level of each of these groups now.
         level_limits: Why there are no other levels, for refusals; empty when nothing is missing.
+        executed_weights: Quantized weights that an inference with this head reads, by module group
+            and stored width.
     """
 
     spec: PolicySpec
@@ -88,6 +90,7 @@ class Policy(Protocol):
     levels: Mapping[str, tuple[PrecisionLevel, ...]]
     active_levels: Mapping[str, PrecisionLevel]
     level_limits: str
+    executed_weights: Mapping[str, Mapping[int, int]]
 
     def reset(self) -> None:
         """Forget everything remembered from earlier observations."""

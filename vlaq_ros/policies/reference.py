@@ -6,8 +6,10 @@ head packed to 8 or 4 bits. Camera stems, input and output projections and the t
 float: they are a fifth of the weights and the most fragile ones.
 """
 
+import copy
 import re
 import time
+from collections import Counter
 from collections.abc import Mapping
 
 import numpy as np
@@ -34,6 +36,7 @@ from vlaq_ros.policies.reference_model import ReferenceConfig, ReferenceModel
 from vlaq_ros.policies.self_test import run_self_test
 from vlaq_ros.policies.switching import FLOAT_WEIGHTS, ONE_VIEW, ONLY_4, LevelSwitch
 from vlaq_ros.policies.validation import check_observation
+from vlaq_ros.quant.layout import STORED_WIDTHS, MixedLayout
 from vlaq_ros.types import ActionChunk, Observation
 
 # Role of every linear layer, by name. A layer that matches nothing is an error, never a guess.
@@ -48,6 +51,7 @@ ROLES = {
     'head': r'token_head',
 }
 QUANTIZED_ROLES = ('llm', 'expert')
+_ROLES_OF_HEAD = {'flow': QUANTIZED_ROLES, 'token': ('llm',)}
 
 
 def layer_roles(model: nn.Module) -> dict[str, str]:
@@ -99,6 +103,12 @@ class ReferencePolicy:
     def level_limits(self) -> str:
         """Why there are no other levels."""
         return self._switch.limits
+
+    @property
+    def executed_weights(self) -> Mapping[str, Mapping[int, int]]:
+        """Quantized weights that this head reads, by module group and stored width."""
+        stored = self._switch.stored
+        return {role: stored[role] for role in _ROLES_OF_HEAD[self.head] if role in stored}
 
     def prepare_precision(self, levels: Mapping[str, PrecisionLevel]) -> None:
         """Refuse levels that do not exist; see `Policy.prepare_precision`."""
@@ -218,7 +228,7 @@ def level_switch(model: nn.Module, name: str, *, is_nested: bool) -> LevelSwitch
         is_nested: Whether its 8-bit channels may be read at 4 bits.
     """
     packed = {n: m for n, m in model.named_modules() if isinstance(m, MixedLinear)}
-    precisions, weight_bits, limits = {}, {}, []
+    precisions, weight_bits, limits, stored = {}, {}, [], {}
     for role in QUANTIZED_ROLES:
         layers = {n: m for n, m in packed.items() if re.fullmatch(ROLES[role], n)}
         shared = [layer.shared_precision for layer in layers.values()]
@@ -234,13 +244,20 @@ def level_switch(model: nn.Module, name: str, *, is_nested: bool) -> LevelSwitch
         cap = shared[0].cap if has_8 else 4
         precisions[role] = share_precision(model, layers, cap=cap)
         weight_bits[role] = ((4, 8) if is_nested else (8,)) if has_8 else (4,)
+        stored[role] = dict(sum((_stored(m.layout) for m in layers.values()), Counter()))
     if not packed:
         limits.append(FLOAT_WEIGHTS)
     if any(widths == (4,) for widths in weight_bits.values()):
         limits.append(ONLY_4)
     if any(widths == (8,) for widths in weight_bits.values()):
         limits.append(ONE_VIEW)
-    return LevelSwitch(precisions, weight_bits, name, '; '.join(limits))
+    return LevelSwitch(precisions, weight_bits, name, '; '.join(limits), stored)
+
+
+def _stored(layout: MixedLayout) -> Counter[int]:
+    """Return stored width -> number of weights; 0 bits for pruned channels."""
+    widths = (*STORED_WIDTHS, 0)
+    return Counter({bits: layout.rows(bits) * layout.shape[1] for bits in widths})
 
 
 def load_float_model(bundle: Bundle) -> ReferenceModel:

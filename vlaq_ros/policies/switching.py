@@ -35,6 +35,7 @@ class LevelSwitch:
         weight_bits: Weight widths that each group can run at.
         name: Name of the precision that the policy was loaded at.
         limits: Why there are no other levels, for refusals.
+        stored: Weights of each group by the width they are stored at, pruned ones at 0.
     """
 
     def __init__(
@@ -43,8 +44,10 @@ class LevelSwitch:
         weight_bits: Mapping[str, Iterable[int]],
         name: str,
         limits: str,
+        stored: Mapping[str, Mapping[int, int]] | None = None,
     ) -> None:
         self.limits = limits
+        self.stored = {group: dict(counts) for group, counts in (stored or {}).items()}
         self.levels = {
             group: tuple(
                 sorted(PrecisionLevel(w, a) for w in weight_bits[group] for a in ACTIVATION_BITS)

@@ -55,6 +55,11 @@ class ToyPolicy:
         """Why there are no other levels."""
         return self._switch.limits
 
+    @property
+    def executed_weights(self) -> Mapping[str, Mapping[int, int]]:
+        """One of 8 bits for every group, so that shares of precision can be computed by hand."""
+        return {group: {8: 1} for group in self.levels}
+
     def prepare_precision(self, levels: Mapping[str, PrecisionLevel]) -> None:
         """Refuse levels that do not exist; see `Policy.prepare_precision`."""
         self._switch.prepare(levels)

@@ -8,20 +8,20 @@ are checked before anything runs.
 
 import argparse
 import os
-import platform
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlaq_ros.errors import BundleError, ConfigError, MissingDependencyError
 from vlaq_ros.policies.bundle import Bundle, open_bundle
+from vlaq_ros.sim import precision_options
 from vlaq_ros.sim.collect import EVALUATION_SEED
 from vlaq_ros.sim.results import Config, ResultStore
-from vlaq_ros.sim.source import PolicySource, parse_packed
+from vlaq_ros.sim.run_description import describe_run, identity_of
+from vlaq_ros.sim.source import PolicySource, like_of, parse_packed
 from vlaq_ros.sim.tasks import INSTRUCTIONS, TASKS
 
 if TYPE_CHECKING:
@@ -41,7 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=list(DEFAULT_CONFIGS),
         metavar='PRECISION:HEAD',
         help='what to compare (default: %(default)s); the fp32 run of a head is its reference. '
-        'NAME:HEAD and NAME@PRECISION:HEAD are packed bundles',
+        'NAME:HEAD and NAME@LEVEL:HEAD are packed bundles, NAME@dyq:HEAD and others change their '
+        'precision while they run, see below',
     )
     parser.add_argument(
         '--packed',
@@ -80,6 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--processes', type=int, help='workers, one thread each (default: all cores)'
     )
     parser.add_argument('--out', type=Path, default=Path('out/eval'), help='default: %(default)s')
+    precision_options.add_arguments(parser)
     kept = parser.add_mutually_exclusive_group()
     kept.add_argument('--resume', action='store_true', help='keep the finished episodes in --out')
     kept.add_argument('--overwrite', action='store_true', help='delete those episodes first')
@@ -126,7 +128,12 @@ def make_plan(args: argparse.Namespace) -> Plan:
             )
     except BundleError as error:
         problems.append(f'--bundle: {error}')
-    source = PolicySource(args.bundle, parse_packed(args.packed, problems), args.execution_horizon)
+    source = PolicySource(
+        args.bundle,
+        parse_packed(args.packed, problems),
+        args.execution_horizon,
+        precision_options.read_options(args, problems),
+    )
     configs = _parse_configs(args.configs, source if bundle else None, problems)
     problems += [f'--packed {line}' for line in (source.strangers() if bundle else ())]
     tasks = tuple(dict.fromkeys(args.tasks or [task.name for task in TASKS]))
@@ -155,9 +162,25 @@ def make_plan(args: argparse.Namespace) -> Plan:
     return Plan(bundle, source, complete, added, tasks, processes)
 
 
-def run(args: argparse.Namespace) -> int:
+@dataclass(frozen=True)
+class Evaluated:
     """
-    Run the evaluation and write its report; return the exit status.
+    A finished evaluation.
+
+    Attributes:
+        plan: What was run.
+        episodes: Of every configuration.
+        store: Their records.
+    """
+
+    plan: Plan
+    episodes: 'list[Episode]'
+    store: ResultStore
+
+
+def run_episodes(args: argparse.Namespace) -> Evaluated | None:
+    """
+    Run all episodes that are not finished; None: it was interrupted, and what is done is kept.
 
     Raises:
         ConfigError: An option is wrong; nothing was run.
@@ -165,26 +188,39 @@ def run(args: argparse.Namespace) -> int:
     """
     plan = make_plan(args)
     # Imported here so that wrong options are reported without a simulator.
-    from vlaq_ros.sim.plots import draw_report
-    from vlaq_ros.sim.report import summarize
     from vlaq_ros.sim.rollout import default_episodes
-    from vlaq_ros.sim.tables import write_report
 
     episodes = default_episodes(plan.tasks, args.per_task, args.seed, args.instructions)
     mode = 'resume' if args.resume else 'overwrite' if args.overwrite else 'new'
-    store = ResultStore(args.out, _identity(args, plan), mode)
+    store = ResultStore(args.out, identity_of(args, plan), mode)
     for config in plan.added:
         print(f'{config.name} was not listed; it is run as the reference of head {config.head!r}')
-    interrupted = not _run_jobs(plan, args, episodes, store)
-    if interrupted:
+    if not _run_jobs(plan, args, episodes, store):
         done = sum(len(records) for records in store.records.values())
         print(
             f'interrupted: {done} of {len(episodes) * len(plan.configs)} episodes are kept in '
             f'{args.out}; continue with --resume'
         )
+        return None
+    return Evaluated(plan, episodes, store)
+
+
+def run(args: argparse.Namespace) -> int:
+    """
+    Run the evaluation and write its report; return the exit status.
+
+    Raises:
+        ConfigError, SimulatorError: See `run_episodes`.
+    """
+    found = run_episodes(args)
+    if found is None:
         return INTERRUPTED
-    rows = summarize(store, plan.configs, episodes)
-    tables = write_report(args.out, rows, describe_run(args, plan))
+    from vlaq_ros.sim.plots import draw_report
+    from vlaq_ros.sim.report import summarize
+    from vlaq_ros.sim.tables import write_report
+
+    rows = summarize(found.store, found.plan.configs, found.episodes)
+    tables = write_report(args.out, rows, describe_run(args, found.plan))
     print('\n\n'.join(table.to_text() for table in tables))
     written = ['report.json', 'report.md']
     try:
@@ -193,37 +229,6 @@ def run(args: argparse.Namespace) -> int:
         print(f'\nno plots: {error}')
     print(f'\nwritten to {args.out}: {", ".join(written)}')
     return 0
-
-
-def describe_run(args: argparse.Namespace, plan: Plan) -> dict[str, Any]:
-    """Return what a reader needs to repeat the run: versions, machine, command line, bundle."""
-    return {
-        'command': ' '.join(['vlaq', *sys.argv[1:]]),
-        'bundle': {'name': plan.bundle.spec.name, 'sha256': plan.bundle.digest},
-        'packed': dict(plan.source.packed),
-        'tasks': list(plan.tasks),
-        'per_task': args.per_task,
-        'seed': args.seed,
-        'instructions': args.instructions,
-        'execution_horizon': args.execution_horizon or plan.bundle.spec.execution_horizon,
-        'processes': plan.processes,
-        'threads_per_process': 1,
-        'cpu': cpu_name(),
-        'cores': os.cpu_count(),
-        'load': os.getloadavg()[0],
-        'system': platform.platform(),
-        'versions': _versions(),
-    }
-
-
-def cpu_name() -> str:
-    """Return the model of the processor."""
-    try:
-        lines = Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _run_jobs(
@@ -264,7 +269,12 @@ def _jobs(
         key = (episode.task, episode.seed, episode.index)
         todo = tuple(c for c in plan.configs if key not in store.records.get(c, {}))
         if todo:
-            yield Job(episode, todo, open_loop=number < args.open_loop)
+            finished = {
+                config: record.precision
+                for config in plan.configs
+                if (record := store.records.get(config, {}).get(key)) and record.precision
+            }
+            yield Job(episode, todo, number < args.open_loop, finished)
 
 
 def _parse_configs(
@@ -280,6 +290,9 @@ def _parse_configs(
         if source is not None:
             problems += [f'--configs {text!r}: {line}' for line in source.problems(config)]
         configs[config] = None
+    for config in configs:
+        if (like := like_of(config)) and like not in configs:
+            problems.append(f'--configs {config.name!r}: it repeats {like.name}, list that too')
     return tuple(configs)
 
 
@@ -301,32 +314,6 @@ def _misfits(bundle: Bundle) -> Iterator[str]:
             f'{name} acts every {spec.action.period_ns / 1e6:g} ms with delta={spec.action.delta};'
             f' the simulator takes increments every {ACTION_SPEC.period_ns / 1e6:g} ms'
         )
-
-
-def _identity(args: argparse.Namespace, plan: Plan) -> dict[str, Any]:
-    """Return what must agree for two runs to be paired."""
-    return {
-        'bundle_sha256': plan.bundle.digest,
-        'packed_sha256': {
-            name: open_bundle(folder).digest for name, folder in plan.source.packed.items()
-        },
-        'seed': args.seed,
-        'instructions': args.instructions,
-        'open_loop': args.open_loop,
-        'execution_horizon': args.execution_horizon or plan.bundle.spec.execution_horizon,
-        'cpu': cpu_name(),
-        'versions': _versions(),
-    }
-
-
-def _versions() -> dict[str, str]:
-    found = {'python': platform.python_version()}
-    for name in ('vlaq_ros', 'numpy', 'torch', 'transformers', 'mujoco', 'metaworld'):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = 'unknown'
-    return found
 
 
 def _unknown(where: str, value: str, known: Any) -> str:

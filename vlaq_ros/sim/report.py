@@ -7,7 +7,7 @@ nothing to report, never zero.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from vlaq_ros.kinematics.drift import closed_loop_drift
 from vlaq_ros.policies.base import MemoryReport
+from vlaq_ros.sim.precision_run import PrecisionRun, pooled
 from vlaq_ros.sim.results import Config, Key, Record, ResultStore
 from vlaq_ros.sim.rollout import Episode
 from vlaq_ros.sim.statistics import Paired, compare, percentile, wilson_interval
@@ -81,6 +82,9 @@ class Row:
         memory: Storage of the loaded policy.
         inferences: Inferences that were timed.
         p50_s, p95_s: Percentiles of the time of an inference [s].
+        precision: What all episodes ran at; None where the precision is fixed.
+        drift_by_task: Task -> mean over its episodes of the mean closed-loop drift [m]; empty for
+            a reference.
     """
 
     config: Config
@@ -96,6 +100,8 @@ class Row:
     inferences: int
     p50_s: float
     p95_s: float
+    precision: PrecisionRun | None = None
+    drift_by_task: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def rate(self) -> float:
@@ -131,6 +137,8 @@ def _row(store: ResultStore, config: Config, keys: list[Key]) -> Row:
         inferences=len(inference_s),
         p50_s=percentile(inference_s, 50),
         p95_s=percentile(inference_s, 95),
+        precision=pooled(record.precision for record in records.values() if record.precision),
+        drift_by_task=_drift_by_task(records, reference) if compared else {},
     )
 
 
@@ -164,6 +172,15 @@ def _closed_loop(records: dict[Key, Record], reference: dict[Key, Record]) -> Cl
         max_m=_mean(drift.max_m for drift in drifts),
         quartiles_m=_quartiles(pairs),
     )
+
+
+def _drift_by_task(records: dict[Key, Record], reference: dict[Key, Record]) -> dict[str, float]:
+    means: dict[str, list[float]] = {}
+    for key, record in records.items():
+        if not record.stopped:
+            drift = closed_loop_drift(record.positions, reference[key].positions)
+            means.setdefault(record.task, []).append(drift.mean_m)
+    return {task: float(np.mean(values)) for task, values in means.items()}
 
 
 def _quartiles(pairs: list[tuple[NDArray, NDArray]]) -> NDArray[np.float64]:

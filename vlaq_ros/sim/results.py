@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from vlaq_ros.errors import ConfigError
 from vlaq_ros.policies.base import MemoryReport
+from vlaq_ros.sim.precision_run import PrecisionRun
 
 RUN = 'run.json'
 REFERENCE_PRECISION = 'fp32'
@@ -62,6 +63,7 @@ class Record:
         open_loop: Open-loop drift on the observations of the reference run, by name [m, rad or 1];
             None where it was not measured.
         stopped: Why the policy refused to act; the episode then counts as failed. Usually empty.
+        precision: What it ran at; None where the precision is fixed, or was not recorded.
     """
 
     task: str
@@ -74,6 +76,7 @@ class Record:
     inference_s: tuple[float, ...] = ()
     open_loop: Mapping[str, float] | None = None
     stopped: str = ''
+    precision: PrecisionRun | None = None
 
     @property
     def key(self) -> Key:
@@ -92,8 +95,14 @@ class Record:
     def from_json(values: dict[str, Any]) -> 'Record':
         """Build a record from the values of one line."""
         positions = np.array(values['positions'], dtype=np.float64).reshape(-1, 3)
+        precision = values.get('precision') and PrecisionRun(**values['precision'])
         return Record(
-            **{**values, 'positions': positions, 'inference_s': tuple(values['inference_s'])}
+            **{
+                **values,
+                'positions': positions,
+                'inference_s': tuple(values['inference_s']),
+                'precision': precision,
+            }
         )
 
 

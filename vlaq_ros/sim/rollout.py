@@ -76,6 +76,7 @@ def run_episode(
     execution_horizon: int | None = None,
     keep_observations: bool = False,
     on_step: OnStep | None = None,
+    on_action: Callable[[NDArray], None] | None = None,
 ) -> EpisodeResult:
     """
     Run one episode until the task succeeds or its step limit is reached.
@@ -87,6 +88,7 @@ def run_episode(
         execution_horizon: Actions to execute per inference; the policy's own by default.
         keep_observations: Keep what the policy saw at every inference.
         on_step: Called with the robot and the chunk being played before every step.
+        on_action: Called with every action [action_dim] after it was executed.
     """
     player = ChunkPlayer(policy.spec.action, execution_horizon or policy.spec.execution_horizon)
     robot.reset(episode.task, episode.seed, episode.index)
@@ -107,6 +109,8 @@ def run_episode(
         action = player.action_at(robot.now_ns)
         robot.step(to_command(action, policy.spec.action))
         actions.append(action)
+        if on_action is not None:
+            on_action(action)
         positions.append(robot.ee_pose().position)
     return EpisodeResult(
         episode=episode,

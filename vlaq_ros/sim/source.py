@@ -2,17 +2,28 @@
 Where the policies of an evaluation come from: one float bundle, and packed bundles made of it.
 
 A configuration names a precision of the float bundle (`w4a8:flow`), a packed bundle
-(`mixed:flow`), or a packed bundle at another precision than it was stored at (`nested@w4a8:flow`).
+(`mixed:flow`), a store at another level than it was loaded at (`nested@w4a16:flow`), or a store
+whose level changes while an episode runs (`nested@dyq:flow`). A store is a packed bundle, or the
+float bundle at a precision such as `nested`.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from vlaq_ros.control.precision import ACTIVATION_BITS
 from vlaq_ros.errors import BundleError, unknown_name
 from vlaq_ros.policies.base import Policy
-from vlaq_ros.policies.bundle import open_bundle
-from vlaq_ros.policies.precision import PACKED, precisions
+from vlaq_ros.policies.bundle import Bundle, open_bundle
+from vlaq_ros.policies.precision import NESTED, PACKED, precisions
 from vlaq_ros.policies.registry import load_policy
+from vlaq_ros.sim.precision_options import (
+    LIKE,
+    MODES,
+    RANDOM,
+    PrecisionOptions,
+    Rules,
+    static_level,
+)
 from vlaq_ros.sim.results import Config
 
 
@@ -25,25 +36,54 @@ class PolicySource:
         bundle: Folder or name of the float bundle; its fp32 policy is the reference.
         packed: Name -> folder of a packed bundle.
         execution_horizon: Actions executed of every chunk; the policy's own when None.
+        options: Of precision that changes while an episode runs.
     """
 
     bundle: str
     packed: Mapping[str, str] = field(default_factory=dict)
     execution_horizon: int | None = None
+    options: PrecisionOptions = field(default_factory=PrecisionOptions)
 
     def load(self, config: Config) -> Policy:
-        """Return the policy of a configuration, on one thread."""
+        """
+        Return the policy of a configuration, on one thread.
+
+        Raises:
+            ConfigError: Its store has not got the levels of the rules.
+            PolicyError: Its store has not got the level.
+        """
         folder, precision = self._locate(config)
-        return load_policy(folder, precision=precision, head=config.head, threads=1)
+        policy = load_policy(folder, precision=precision, head=config.head, threads=1)
+        _, _, at = config.precision.partition('@')
+        if at in MODES:
+            needs_reference = at == 'drift'
+            reference = self.load(config.reference) if needs_reference else None
+            horizon = self.execution_horizon or policy.spec.execution_horizon
+            return self.options.wrap(policy, at, self.rules(config), reference, horizon)
+        if at and at != precision:
+            policy.apply_precision(dict.fromkeys(policy.levels, static_level(at)))
+        return policy
+
+    def rules(self, config: Config) -> Rules | None:
+        """Return how the precision of a configuration is decided; None where nothing says."""
+        return self.options.rules
 
     def problems(self, config: Config) -> list[str]:
         """Return what is wrong with a configuration, without loading weights."""
-        name, at, _ = config.precision.partition('@')
-        if at and name not in self.packed:
-            return [unknown_name('packed bundle', name, tuple(self.packed))]
+        name, at, level = config.precision.partition('@')
+        if at and name not in self.packed and name != NESTED:
+            return [unknown_name('packed bundle', name, (*self.packed, NESTED))]
         folder, precision = self._locate(config)
         bundle = open_bundle(folder)
         found = []
+        if level in MODES:
+            found += self.options.problems(level, self.rules(config))
+        if level in MODES and name in self.packed and not bundle.is_nested:
+            found.append(f'{name} is not nested: its weights cannot be read at 4 bits')
+        if at and level != precision and level not in MODES and static_level(level) is None:
+            found.append(unknown_name('level', level, (*_levels_of(bundle, name), *MODES)))
+        elif static_level(level) and level != precision and level not in _levels_of(bundle, name):
+            found.append(unknown_name('level', level, _levels_of(bundle, name)))
         if precision not in precisions(bundle):
             known = (*precisions(bundle), *self.packed)
             found.append(unknown_name('precision', precision, known))
@@ -62,10 +102,26 @@ class PolicySource:
         ]
 
     def _locate(self, config: Config) -> tuple[str, str]:
-        name, _, level = config.precision.partition('@')
+        """Return the folder and what to load it at; a level that is no precision comes after."""
+        name, at, level = config.precision.partition('@')
         if name in self.packed:
-            return self.packed[name], level or PACKED
-        return self.bundle, config.precision
+            folder = self.packed[name]
+            is_precision = level in precisions(open_bundle(folder))
+            return folder, level if at and is_precision else PACKED
+        return self.bundle, name
+
+
+def like_of(config: Config) -> Config | None:
+    """Return whose shares of levels a configuration repeats at random, None for all others."""
+    name, _, mode = config.precision.partition('@')
+    return Config(f'{name}@{LIKE}', config.head) if mode == RANDOM else None
+
+
+def _levels_of(bundle: Bundle, name: str) -> tuple[str, ...]:
+    """Return the names of the levels that a store has, as far as its bundle says."""
+    is_nested = bundle.is_nested or name == NESTED
+    widths = (4, 8) if is_nested else (8,)
+    return tuple(f'w{weights}a{inputs}' for weights in widths for inputs in ACTIVATION_BITS)
 
 
 def parse_packed(texts: list[str], problems: list[str]) -> dict[str, str]:

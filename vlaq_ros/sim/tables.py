@@ -7,22 +7,22 @@ printed as a tie.
 
 import json
 import math
-import textwrap
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from vlaq_ros.policies.base import MemoryReport
+from vlaq_ros.sim.precision_tables import precision_tables
 from vlaq_ros.sim.report import Row
 from vlaq_ros.sim.results import Config, write_atomically
 from vlaq_ros.sim.statistics import SIGNIFICANT
+from vlaq_ros.sim.table import NOTHING, Table, millimetres
 
 FLOOR_PRECISION = 'w8'
 PUBLISHED_EPISODES = 200  # fewer per row are for development only
 UNPACKED_BITS = {'fp32': 32.0, 'bf16': 16.0}
 REFERENCE_KERNEL = 'reference'
-NOTHING = '-'
 NOT_APPLICABLE = 'n/a'
 _BUSY = 'The machine had more to do than it has cores, which inflates these times'
 _SLOW = (
@@ -31,49 +31,24 @@ _SLOW = (
 )
 
 
-@dataclass(frozen=True)
-class Table:
-    """A table with a title above and notes below; every cell is text."""
-
-    title: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    notes: tuple[str, ...] = ()
-
-    def to_text(self) -> str:
-        """Return aligned columns, the first to the left and the others to the right."""
-        widths = [max(map(len, column)) for column in zip(self.header, *self.rows)]
-        lines = [self.title, '']
-        for cells in (self.header, *self.rows):
-            first, *others = [
-                cell.ljust(width) if i == 0 else cell.rjust(width)
-                for i, (cell, width) in enumerate(zip(cells, widths))
-            ]
-            lines.append('  '.join(['  ' + first, *others]).rstrip())
-        for note in self.notes:
-            lines.append(textwrap.fill(note, 96, initial_indent='  * ', subsequent_indent='    '))
-        return '\n'.join(lines)
-
-    def to_markdown(self) -> str:
-        """Return a Markdown section."""
-        lines = [f'### {self.title}', '', _pipe(self.header)]
-        lines.append(_pipe(('---', *['---:'] * (len(self.header) - 1))))
-        lines += [_pipe(row) for row in self.rows]
-        if self.notes:
-            lines += ['', *(f'- {note}' for note in self.notes)]
-        return '\n'.join(lines) + '\n'
-
-
 def make_tables(rows: Sequence[Row], run: dict[str, Any]) -> list[Table]:
     """
-    Return the tables of the report: success, success by task, drift, memory, latency.
+    Return the tables: success, by task, drift, precision while running, memory, latency.
 
     Args:
         rows: One per configuration.
-        run: What `evaluate.describe_run` returns.
+        run: What `describe_run` returns.
     """
     drift = [_drift(rows)] if any(row.paired for row in rows) else []
-    return [_success(rows, run), _tasks(rows), *drift, _memory(rows), _latency(rows, run)]
+    running = precision_tables(rows, run)
+    return [
+        _success(rows, run),
+        _tasks(rows),
+        *drift,
+        *running,
+        _memory(rows),
+        _latency(rows, run),
+    ]
 
 
 def write_report(folder: Path, rows: Sequence[Row], run: dict[str, Any]) -> list[Table]:
@@ -82,6 +57,9 @@ def write_report(folder: Path, rows: Sequence[Row], run: dict[str, Any]) -> list
     values = {
         'run': run,
         'success_and_drift': [_success_json(row) for row in rows],
+        'precision_while_running': [
+            {'config': row.config.name, **row.precision.to_json()} for row in rows if row.precision
+        ],
         'memory': [{'config': row.config.name, **_memory_json(row)} for row in rows],
         'latency': [
             {
@@ -169,8 +147,8 @@ def _closed_cells(row: Row) -> tuple[str, ...]:
     drift = row.closed_loop
     if drift is None:
         return (NOTHING,) * 3
-    mean = f'{_millimetres(drift.mean_m)} ({_millimetres(drift.median_m)})'
-    return _millimetres(drift.at_step_12_m), mean, _millimetres(drift.max_m)
+    mean = f'{millimetres(drift.mean_m)} ({millimetres(drift.median_m)})'
+    return millimetres(drift.at_step_12_m), mean, millimetres(drift.max_m)
 
 
 def _open_cells(row: Row) -> tuple[str, ...]:
@@ -179,8 +157,8 @@ def _open_cells(row: Row) -> tuple[str, ...]:
         return NOTHING, NOTHING, NOT_APPLICABLE
     angle = drift.rotation_per_step_rad
     return (
-        _millimetres(drift.position_per_step_m, 2),
-        _millimetres(drift.position_accumulated_m),
+        millimetres(drift.position_per_step_m, 2),
+        millimetres(drift.position_accumulated_m),
         f'{angle:.4f} rad' if math.isfinite(angle) else NOT_APPLICABLE,
     )
 
@@ -325,16 +303,8 @@ def _without_nan(values: Any) -> Any:
     return None if isinstance(values, float) and not math.isfinite(values) else values
 
 
-def _pipe(cells: Sequence[str]) -> str:
-    return '| ' + ' | '.join(cell.replace('|', '\\|') for cell in cells) + ' |'
-
-
 def _percent(successes: int, episodes: int) -> str:
     return f'{100 * successes / episodes:.0f}'
-
-
-def _millimetres(length_m: float, digits: int = 1) -> str:
-    return f'{1e3 * length_m:.{digits}f}' if math.isfinite(length_m) else NOTHING
 
 
 def _p_value(p: float) -> str:

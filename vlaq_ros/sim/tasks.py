@@ -149,6 +149,9 @@ TASKS: tuple[Task, ...] = (
 INSTRUCTIONS = ('train', 'held-out', 'wrong')
 """Which sentences an evaluation uses."""
 
+PRECISE_TASKS = ('pick-place', 'door-open', 'assembly', 'stick-push', 'peg-insert-side')
+"""Tasks in which something small must be grasped or fitted; a split by task, not by phase."""
+
 BASE_TASKS: tuple[str, ...] = tuple(task.name for task in TASKS[:8])
 
 _BY_NAME = {task.name: task for task in TASKS}

@@ -12,8 +12,9 @@ import os
 import signal
 import threading
 import traceback
+import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection, wait
@@ -24,9 +25,11 @@ import numpy as np
 from vlaq_ros.errors import PolicyError, SimulatorError, UnsafeActionError, VlaqError
 from vlaq_ros.kinematics.drift import open_loop_drift
 from vlaq_ros.policies.base import MemoryReport, Policy
+from vlaq_ros.sim.dynamic import DynamicPolicy
+from vlaq_ros.sim.precision_run import PrecisionRun, static_run
 from vlaq_ros.sim.results import Config, Record
 from vlaq_ros.sim.rollout import Episode, EpisodeResult, run_episode
-from vlaq_ros.sim.source import PolicySource
+from vlaq_ros.sim.source import PolicySource, like_of
 
 JOIN_S = 5.0
 
@@ -40,11 +43,13 @@ class Job:
         episode: Where it starts.
         configs: What is still to run from there.
         open_loop: Whether to replay the observations of the reference through the others.
+        finished: What configurations that are finished ran at, for those that repeat it.
     """
 
     episode: Episode
     configs: tuple[Config, ...]
     open_loop: bool
+    finished: Mapping[Config, PrecisionRun] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -205,9 +210,10 @@ class EpisodeRunner:
         self._warm: set[Config] = set()
 
     def run(self, job: Job) -> Iterator[Loaded | Finished]:
-        """Run every configuration of a job, the references first."""
+        """Run every configuration of a job, the references first, what repeats others last."""
         references: dict[str, EpisodeResult] = {}
-        for config in sorted(job.configs, key=lambda config: not config.is_reference):
+        levels = dict(job.finished)
+        for config in sorted(job.configs, key=lambda c: (not c.is_reference, bool(like_of(c)))):
             for needed in (config.reference, config) if job.open_loop else (config,):
                 if needed not in self._policies:
                     self._policies[needed] = self._source.load(needed)
@@ -219,34 +225,65 @@ class EpisodeRunner:
             if job.open_loop and config.head not in references:
                 # A resumed run has the result but not the images; the run is repeatable.
                 references[config.head] = self._roll_out(config.reference, job, keep=True)
-            yield Finished(config, self._compare(config, job, references.get(config.head)))
+            like = like_of(config)
+            if like and like not in levels:
+                yield Finished(config, self._refused(config, job, f'{like.name} was stopped'))
+                continue
+            if like:
+                seed = zlib.crc32(repr(job.episode).encode())
+                self._policies[config].chooser.prepare(levels[like].shares, seed)
+            record = self._compare(config, job, references.get(config.head))
+            if record.precision is not None:
+                levels[config] = record.precision
+            yield Finished(config, record)
 
     def _roll_out(self, config: Config, job: Job, keep: bool = False) -> EpisodeResult:
+        policy = self._policies[config]
         return run_episode(
             self._robot,
-            self._policies[config],
+            policy,
             job.episode,
             execution_horizon=self._source.execution_horizon,
             keep_observations=keep,
+            on_action=policy.executed if isinstance(policy, DynamicPolicy) else None,
         )
 
     def _compare(self, config: Config, job: Job, reference: EpisodeResult | None) -> Record:
         try:
             result = self._roll_out(config, job)
+            precision = self._precision(config, result)
             open_loop = self._replay(config, reference) if job.open_loop else None
         except (PolicyError, UnsafeActionError) as error:
             # On a robot this stops the arm, so here it is a failed episode and not a crash.
-            nothing = np.empty((0, 3))
-            result = EpisodeResult(job.episode, False, 0, nothing, nothing, chunks=())
-            return self._record(config, result, stopped=str(error))
-        return self._record(config, result, open_loop)
+            return self._refused(config, job, str(error))
+        return self._record(config, result, open_loop, precision=precision)
+
+    def _refused(self, config: Config, job: Job, why: str) -> Record:
+        nothing = np.empty((0, 3))
+        result = EpisodeResult(job.episode, False, 0, nothing, nothing, chunks=())
+        return self._record(config, result, stopped=why)
+
+    def _precision(self, config: Config, result: EpisodeResult) -> PrecisionRun | None:
+        policy = self._policies[config]
+        if isinstance(policy, DynamicPolicy):
+            return policy.run_so_far()
+        return static_run(policy, len(result.chunks))
 
     def _replay(self, config: Config, reference: EpisodeResult) -> dict[str, float]:
-        """Return the drift of the actions this policy answers to what the reference saw."""
+        """
+        Return the drift of the actions this policy answers to what the reference saw.
+
+        Where the motion decides the precision, that of the reference does.
+        """
         policy = self._policies[config]
         policy.reset()
         horizon = self._source.execution_horizon or policy.spec.execution_horizon
-        rows = [policy.infer(o).actions[:horizon] for o in reference.observations]
+        rows = []
+        for number, observation in enumerate(reference.observations):
+            rows.append(policy.infer(observation).actions[:horizon])
+            if isinstance(policy, DynamicPolicy):
+                for action in reference.actions[number * horizon : (number + 1) * horizon]:
+                    policy.executed(action)
         actions = np.concatenate(rows)[: len(reference.actions)]
         drift = open_loop_drift(actions, reference.actions, policy.spec.action)
         values = asdict(drift)
@@ -258,6 +295,7 @@ class EpisodeRunner:
         result: EpisodeResult,
         open_loop: dict[str, float] | None = None,
         stopped: str = '',
+        precision: PrecisionRun | None = None,
     ) -> Record:
         inference_s = tuple(chunk.inference_s for chunk in result.chunks)
         if inference_s and config not in self._warm:
@@ -275,4 +313,5 @@ class EpisodeRunner:
             inference_s,
             open_loop,
             stopped,
+            precision,
         )
