@@ -122,5 +122,5 @@ class DriftAlarm:
 
 def _shown(value: float, unit: str) -> str:
     if unit == 'm':
-        return f'{value * 1e3:.1f} mm'
+        return f'{value * 1e3:.2f} mm'
     return f'{value:.3f} rad' if unit == 'rad' else f'{value:.0%}'

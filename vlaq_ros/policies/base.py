@@ -129,6 +129,14 @@ class Policy(Protocol):
             PolicyError: As `prepare_precision`; nothing is changed.
         """
 
+    def twin(self) -> 'Policy':
+        """
+        Return this policy a second time: the same weights, byte for byte the same memory.
+
+        Levels and whatever is remembered between observations are its own. Both may run at the
+        same time on different threads, each at its level.
+        """
+
     def self_test(self) -> SelfTestReport:
         """Check golden actions, image and instruction sensitivity, and finiteness."""
 

@@ -25,6 +25,7 @@ from vlaq_ros.nn import surgery
 from vlaq_ros.nn.memory import model_memory
 from vlaq_ros.nn.mixed_linear import MixedLinear
 from vlaq_ros.nn.precision_groups import share_precision
+from vlaq_ros.nn.second_view import second_view
 from vlaq_ros.nn.shared_input import share_inputs
 from vlaq_ros.nn.store_file import load_model
 from vlaq_ros.nn.surgery import find_linears, quantize_linears
@@ -121,6 +122,13 @@ class ReferencePolicy:
     def reset(self) -> None:
         """Forget the instruction."""
         self._words = None
+
+    def twin(self) -> 'ReferencePolicy':
+        """Return a second view of the same weights; see `Policy.twin`."""
+        twin = copy.copy(self)
+        twin._model, twin._switch = second_view((self._model, self._switch))
+        twin._words = None
+        return twin
 
     def check_instruction(self, instruction: str) -> None:
         """Refuse a sentence this policy cannot read; see `Policy.check_instruction`."""

@@ -5,6 +5,7 @@ Its actions are a fixed smooth function of the mean brightness of each camera, t
 words, so every input matters and every result can be computed by hand.
 """
 
+import copy
 import time
 import zlib
 from collections.abc import Mapping
@@ -70,6 +71,12 @@ class ToyPolicy:
 
     def reset(self) -> None:
         """Do nothing: no memory."""
+
+    def twin(self) -> 'ToyPolicy':
+        """Return the same formula with levels of its own."""
+        twin = copy.copy(self)
+        twin._switch = copy.deepcopy(self._switch)
+        return twin
 
     def check_instruction(self, instruction: str) -> None:
         """Accept every sentence that is not empty: it only seeds the formula."""
