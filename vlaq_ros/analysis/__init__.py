@@ -1,0 +1,1 @@
+"""What recorded runs and tables of evaluations say; reads results, runs policies, no ROS."""
