@@ -75,9 +75,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             parser.add_argument(
                 f'--{level}-{unit}',
                 type=float,
-                default=getattr(defaults, name),
-                help=f'{level.upper()} above this {text} (default: %(default)s)',
+                help=f'{level.upper()} above this {text} (default: {getattr(defaults, name):g})',
             )
+    parser.add_argument(
+        '--calm-after',
+        type=int,
+        help=f'calm chunks before the level falls by one (default: {defaults.calm_after})',
+    )
     parser.add_argument(
         '--topics',
         nargs='+',
@@ -100,10 +104,11 @@ def job_of(args: argparse.Namespace) -> DriftJob:
         problems.append(f'--topics {" ".join(args.topics)}: write STREAM=TOPIC')
     if args.reference and args.bundle:
         problems.append('--reference and --bundle: give one of them')
-    limits = DriftLimits()
+    limits = None
+    given = {f.name: getattr(args, f.name, None) for f in fields(DriftLimits)}
+    given = {name: value for name, value in given.items() if value is not None}
     try:
-        names = [f.name for f in fields(DriftLimits) if hasattr(args, f.name)]
-        limits = DriftLimits(**{name: getattr(args, name) for name in names})
+        limits = DriftLimits(**given) if given else None
     except ConfigError as error:
         problems.append(str(error))
     if problems:
@@ -174,6 +179,8 @@ def _verdict(overall: Mapping[str, Any], live: LiveComparison) -> Iterator[str]:
         yield f'  {name:22} {live.numbers[name]:4} numbers, largest difference {one.size:.3g}'
     for why, count in live.left_out.items():
         yield f'  not compared: {count} x {why}'
+    if live.remark:
+        yield f'  {live.remark}'
     for one in live.wrong[:_SHOWN]:
         yield (
             f'  DIFFERS: {one.field} of chunk {one.sequence}, epoch {one.epoch}: '

@@ -40,7 +40,8 @@ class DriftJob:
         policy: Name of the policy node, where the bag holds several.
         horizon: Rows of a chunk that are executed; 0: as recorded, else as the bundle says.
         window_s: Length of the window [s]; 0: as recorded, else 2.
-        limits: When drift is worth a warning.
+        limits: When drift is worth a warning; None: those of the node by default, which is not
+            recorded with a bag.
         topics: Stream -> topic, for topics that are called otherwise.
         layout: Further fields of `StreamLayout`.
     """
@@ -51,7 +52,7 @@ class DriftJob:
     policy: str = ''
     horizon: int = 0
     window_s: float = 0.0
-    limits: DriftLimits = field(default_factory=DriftLimits)
+    limits: DriftLimits | None = None
     topics: Mapping[str, str] = field(default_factory=dict)
     layout: Mapping[str, Any] = field(default_factory=dict)
 
@@ -83,6 +84,11 @@ class CheckedJob:
     horizon: int
     window_s: float
     provenance: Mapping[str, Any]
+
+    @property
+    def limits(self) -> DriftLimits:
+        """When drift is worth a warning."""
+        return self.job.limits or DriftLimits()
 
 
 def check_job(job: DriftJob) -> CheckedJob:

@@ -38,6 +38,10 @@ WINDOW_FIELDS = {
     'reference_smoothness': 'reference_smoothness',
 }
 LEVEL_FIELDS = {'level': 'level'}
+_LIMITS = (
+    '{} levels are others than live: the limits of the node are not recorded, give them with '
+    '--warn-m, --error-m, ..., --calm-after to compare levels as well'
+)
 FIELDS = {**CHUNK_FIELDS, **WINDOW_FIELDS, **LEVEL_FIELDS}
 """Field of `DriftReport` -> field of `DriftReading`."""
 
@@ -80,6 +84,7 @@ class LiveComparison:
         numbers: Field -> numbers that were compared.
         largest: Field -> the largest difference among them.
         wrong: Numbers that differ by more than rounding.
+        remark: What else is to be said; empty: nothing.
         predicted: Number of predicted reports.
         left_out: Why reports were not compared -> how many.
         sources: Source -> number of reports.
@@ -90,6 +95,7 @@ class LiveComparison:
     numbers: Mapping[str, int]
     largest: Mapping[str, Difference]
     wrong: tuple[Difference, ...]
+    remark: str
     predicted: int
     left_out: Mapping[str, int]
     sources: Mapping[str, int]
@@ -130,12 +136,17 @@ def compare_live(run: DriftRun) -> LiveComparison:
         if one.field not in largest or one.size > largest[one.field].size:
             largest[one.field] = one
     numbers = Counter(one.field for one in found)
+    wrong = tuple(one for one in found if not one.is_same)
+    levels = [one for one in wrong if one.field in LEVEL_FIELDS]
+    is_given = run.checked.job.limits is not None
+    remark = _LIMITS.format(len(levels)) if levels and not is_given else ''
     return LiveComparison(
         reports=len(reports),
         compared=compared,
         numbers={name: numbers[name] for name in FIELDS if numbers[name]},
         largest={name: largest[name] for name in FIELDS if name in largest},
-        wrong=tuple(one for one in found if not one.is_same),
+        wrong=wrong if is_given else tuple(one for one in wrong if one not in levels),
+        remark=remark,
         predicted=sources[PREDICTED],
         left_out=dict(left_out),
         sources=dict(sources),
@@ -146,7 +157,7 @@ def _judge_again(
     run: DriftRun, reports: Sequence[Recorded], left_out: Counter[str]
 ) -> Iterator[list[Difference]]:
     checked = run.checked
-    spec, limits = checked.bundle.spec.action, checked.job.limits
+    spec, limits = checked.bundle.spec.action, checked.limits
     monitor = DriftMonitor(spec, checked.horizon, limits, checked.window_s)
     by_chunk = {(one.chunk.epoch, one.chunk.sequence): one for one in run.judged}
     window_ns = round(checked.window_s * 1e9)

@@ -108,8 +108,8 @@ def measure(checked: CheckedJob, tell: Callable[[int, int], Any] = lambda *_: No
         PolicyError: The reference has not got the level that was asked for.
     """
     answers = _answers(checked, tell)
-    job, spec = checked.job, checked.bundle.spec
-    monitor = DriftMonitor(spec.action, checked.horizon, job.limits, checked.window_s)
+    spec, limits = checked.bundle.spec.action, checked.limits
+    monitor = DriftMonitor(spec, checked.horizon, limits, checked.window_s)
     episodes, numbers = find_episodes(checked.chunks, checked.recorded.episodes)
     judged, epoch = [], None
     for number, (chunk, found) in enumerate(zip(checked.chunks, checked.found)):
@@ -134,7 +134,7 @@ def measure(checked: CheckedJob, tell: Callable[[int, int], Any] = lambda *_: No
                 pose_at(checked.recorded.path_ns, checked.recorded.path, chunk.observed_ns),
             )
         )
-    name = next((j.reference.precision for j in judged if j.reference), job.precision)
+    name = next((j.reference.precision for j in judged if j.reference), checked.job.precision)
     return DriftRun(checked, tuple(judged), tuple(episodes), name)
 
 

@@ -185,11 +185,8 @@ def _live(live: Mapping[str, Any]) -> Iterator[str]:
             f'- **differs**: {one["field"]} of chunk {one["sequence"]} (epoch {one["epoch"]}): '
             f'{one["live"]:.9g} live, {one["offline"]:.9g} now'
         )
-    if any(one['field'] == 'level' for one in live['wrong']):
-        yield (
-            '- The limits of the node are not recorded: when only levels differ, give its limits '
-            'with --warn-m and the like'
-        )
+    if live['remark']:
+        yield f'- {live["remark"]}'
     yield ''
 
 

@@ -75,7 +75,7 @@ def draw_tasks(path: Path, run: DriftRun) -> None:
     titles = list(dict.fromkeys(one.title for one in run.episodes))
     figure = new_figure(8.0, 1.7 + 0.42 * len(titles))
     axes = figure.add_subplot()
-    limits = run.checked.job.limits
+    limits = run.checked.limits
     for place, title in enumerate(titles):
         values = [
             1e3 * one.reading.drift.position_accumulated_m

@@ -48,7 +48,7 @@ def summarize(run: DriftRun, live: LiveComparison) -> dict[str, Any]:
         },
         'horizon': checked.horizon,
         'window_s': checked.window_s,
-        'limits': dict(vars(checked.job.limits)),
+        'limits': {**vars(checked.limits), 'is_given': checked.job.limits is not None},
         'overall': group_values(run, run.judged),
         'episodes': [
             {
@@ -149,8 +149,12 @@ def alarm_changes(judged: Sequence[Judged]) -> list[Judged]:
 
 
 def precision_changes(judged: Sequence[Judged]) -> list[Judged]:
-    """Return the chunks that were inferred at other levels than the one before."""
-    return [one for last, one in zip(judged, judged[1:]) if one.levels != last.levels]
+    """Return the chunks that were inferred at other levels than the one before in the epoch."""
+    return [
+        one
+        for last, one in zip(judged, judged[1:])
+        if one.levels != last.levels and one.chunk.epoch == last.chunk.epoch
+    ]
 
 
 def chunk_values(one: Judged) -> dict[str, Any]:
@@ -187,6 +191,7 @@ def live_values(live: LiveComparison) -> dict[str, Any]:
     """Return the comparison with the reports of the node as plain values."""
     return {
         'verdict': live.verdict,
+        'remark': live.remark,
         'passed': live.passed,
         'reports': live.reports,
         'compared': live.compared,

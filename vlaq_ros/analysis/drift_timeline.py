@@ -91,12 +91,12 @@ def draw_timeline(path: Path, run: DriftRun) -> None:
     if has_gripper:
         _gripper_strip(panels[-1], main, run, axis)
     _episodes(main, run, axis)
-    panels[-1].set_xlim(0.0, axis.end_s)
+    panels[-1].set_xlim(-0.01 * axis.end_s, axis.end_s)
     is_cut = len(run.episodes) > 1
     panels[-1].set_xlabel('time [s]' + (', pauses between episodes shortened' if is_cut else ''))
     handles, labels = main.get_legend_handles_labels()
     handles, labels = [*handles, *level_handles(colours)], [*labels, *colours]
-    figure.legend(handles, labels, loc='outside lower center', ncols=6, frameon=False, fontsize=8)
+    figure.legend(handles, labels, loc='outside lower center', ncols=7, frameon=False, fontsize=8)
     figure.suptitle(
         f'Drift of bag {run.checked.bag.name!r} against {run.checked.bundle.spec.name} at '
         f'{run.reference_precision}',
@@ -169,7 +169,7 @@ def _reported(axes: Any, run: DriftRun, axis: TimeAxis) -> None:
 
 
 def _limits(axes: Any, run: DriftRun, axis: TimeAxis) -> None:
-    limits = run.checked.job.limits
+    limits = run.checked.limits
     for name, limit_m, colour in (
         ('WARN', limits.warn_m, WARN),
         ('ERROR', limits.error_m, ERROR),
@@ -233,7 +233,7 @@ def _level_strip(
         for begin, end, level in _runs(members, edges, group):
             colour = colours[level]
             axes.axvspan(begin, end, facecolor=colour, edgecolor='none')
-            if end - begin > 0.035 * axis.end_s:
+            if end - begin > 0.05 * axis.end_s:
                 axes.text(
                     (begin + end) / 2,
                     0.5,
