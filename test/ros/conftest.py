@@ -132,7 +132,7 @@ class Graph:
 
         return self.add(Node(name, context=self.context, **options))
 
-    def policy(self, policy=None, namespace='', remaps=(), loader=None, **parameters):
+    def policy(self, policy=None, namespace='', remaps=(), loader=None, shadow=None, **parameters):
         """Return a policy node; `sim_time=False` and dotted names as `limits__on_exceed`."""
         from rclpy.parameter import Parameter
 
@@ -141,7 +141,11 @@ class Graph:
         values = {'use_sim_time': True, 'age__silence_s': 600.0, 'bundle': 'fake', **parameters}
         overrides = [Parameter(k.replace('__', '.'), value=v) for k, v in values.items()]
         arguments = ['--ros-args'] + [part for remap in remaps for part in ('-r', remap)]
-        options = {'load_policy': loader or (lambda bundle, **kwargs: policy)}
+
+        def load(bundle, precision, **kwargs):
+            return shadow if shadow is not None and precision == 'fp32' else policy
+
+        options = {'load_policy': loader or load}
         if loader is None:
             options['digest'] = lambda bundle: 'f00d' * 16
             options['origin'] = lambda bundle: None
@@ -336,12 +340,12 @@ def make_robot(graph):
 def running(graph, fake_policy, make_robot):
     """Return a function that brings up robot and policy and waits for the first motion."""
 
-    def bring_up(text='open', **parameters):
+    def bring_up(text='open', policy=None, **parameters):
         from vlaq_ros.ros.interfaces import PolicyStatus
 
         transport = parameters.get('image_transport', 'raw')
         robot = make_robot(transport=transport)
-        node = graph.policy(fake_policy, **parameters)
+        node = graph.policy(policy or fake_policy, **parameters)
         assert node.bring_up(), node.failure
         topics = [*robot.cameras.values(), robot.pose_pub, robot.joint_pub, robot.text_pub]
         graph.spin_until(
