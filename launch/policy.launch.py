@@ -41,6 +41,17 @@ PARAMETERS = {
     'threads': ('threads', int, 'threads of the tensor library'),
     'image_transport': ('image_transport', str, 'raw or compressed'),
     'command.type': ('command_type', str, 'twist or pose'),
+    'drift.source': (
+        'drift_source',
+        str,
+        'what drift is measured against: none, shadow, higher, remote or predicted',
+    ),
+    'drift.reference_bundle': (
+        'drift_reference_bundle',
+        str,
+        'float bundle that a packed one was made of',
+    ),
+    'drift.reaction': ('drift_reaction', str, 'what drift leads to: report, raise or stop'),
     'lockstep': ('lockstep', bool, 'true: answer a simulator that waits'),
     'use_sim_time': ('use_sim_time', bool, 'true: time comes from /clock'),
 }

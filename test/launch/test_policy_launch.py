@@ -54,6 +54,17 @@ def test_only_arguments_that_are_given_override_the_file(launch_file):
     assert launch_file.overrides(given) == {'precision': 'w8', 'threads': 2, 'use_sim_time': True}
 
 
+def test_what_drift_is_measured_against_can_be_given(launch_file):
+    given = context(launch_file, drift_source='shadow', drift_reference_bundle='metaworld')
+    assert launch_file.overrides(given) == {
+        'drift.source': 'shadow',
+        'drift.reference_bundle': 'metaworld',
+    }
+    assert launch_file.overrides(context(launch_file, drift_reaction='raise')) == {
+        'drift.reaction': 'raise'
+    }
+
+
 def test_topics_are_remapped_raw_and_compressed(launch_file):
     given = context(launch_file, camera_topics='front:=/cam/rgb', twist_topic='/servo/twist')
     assert launch_file.remappings(given) == [
