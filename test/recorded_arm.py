@@ -16,6 +16,9 @@ TYPES = {
     'joint_states': 'sensor_msgs/msg/JointState',
     'instruction': 'std_msgs/msg/String',
     'episode': 'vlaq_ros/msg/EpisodeStatus',
+    'policy/action_chunk': 'vlaq_ros/msg/ActionChunk',
+    'policy/drift': 'vlaq_ros/msg/DriftReport',
+    'policy/gripper_cmds': 'sensor_msgs/msg/JointState',
 }
 
 
@@ -134,6 +137,64 @@ class RecordedArm:
             success=success,
             done=done,
         )
+
+    def duration(self, seconds):
+        whole_ns = round(seconds * 1e9)
+        return self.make(
+            'builtin_interfaces/msg/Duration', sec=whole_ns // 10**9, nanosec=whole_ns % 10**9
+        )
+
+    def chunk(self, chunk, log_ms=None, inference_s=0.01, **changed):
+        """Record an `ActionChunk`; `changed` are fields of the message that shall be others."""
+        stamp_ms = chunk.observed_ns / MS
+        values = {
+            'header': self.header(stamp_ms),
+            'names': list(chunk.spec.names),
+            'units': list(chunk.spec.units),
+            'delta': chunk.spec.delta,
+            'horizon': len(chunk.actions),
+            'actions': chunk.actions.ravel().copy(),
+            'step_duration': self.duration(chunk.spec.period_s),
+            'sequence': chunk.sequence,
+            'epoch': chunk.epoch,
+            'instruction': chunk.instruction,
+            'precision': chunk.precision,
+            'head': chunk.head,
+            'inference_time': self.duration(inference_s),
+        }
+        log_ms = stamp_ms if log_ms is None else log_ms
+        self.put('policy/action_chunk', log_ms, **{**values, **changed})
+
+    def report(self, reading, window_s=2.0, **changed):
+        """Record a `DriftReport` of a reading."""
+        drift = reading.drift
+        values = {
+            'header': self.header(reading.observed_ns / MS),
+            'source': reading.source,
+            'precision': reading.precision,
+            'reference_precision': reading.reference_precision,
+            'sequence': reading.sequence,
+            'epoch': reading.epoch,
+            'steps': drift.steps,
+            'position_per_step': drift.position_per_step_m,
+            'position_accumulated': drift.position_accumulated_m,
+            'rotation_per_step': drift.rotation_per_step_rad,
+            'rotation_accumulated': drift.rotation_accumulated_rad,
+            'gripper_disagreement': drift.gripper_disagreement,
+            'position_deviation': reading.deviation_m,
+            'rotation_deviation': reading.deviation_rad,
+            'window_position': reading.window_m,
+            'window_rotation': reading.window_rad,
+            'window_gripper': reading.window_gripper,
+            'jerk_ratio': reading.jerk_ratio,
+            'smoothness': reading.smoothness,
+            'reference_smoothness': reading.reference_smoothness,
+            'window': self.duration(window_s),
+            'delay': self.duration(0.0),
+            'level': int(reading.level),
+            'reason': reading.reason,
+        }
+        self.put('policy/drift', reading.observed_ns / MS, **{**values, **changed})
 
     def sense(self, stamp_ms, position=(0.0, 0.0, 0.0), gripper=0.04):
         """Record one sample of every stream."""
