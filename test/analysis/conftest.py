@@ -1,5 +1,6 @@
 """A recorded run of the toy policy: two episodes, two levels, an arm that moves."""
 
+import json
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -48,6 +49,7 @@ def record_toy_run(
     change=lambda chunk: {},
     tell=lambda arm, chunk, reference: None,
     first_sequence=1,
+    provenance=None,
 ):
     """
     Record two episodes of 24 steps, in lockstep, with a chunk every 6 steps.
@@ -58,6 +60,8 @@ def record_toy_run(
     policies = {name: load_policy('toy', precision=name) for name in ('fp32', 'w8', 'w4a8')}
     run = ToyRun(path)
     with recorded_arm.RecordedArm(path) as arm:
+        if provenance is not None:
+            arm.set_custom_data('vlaq_ros', json.dumps(provenance))
         for epoch, task in ((1, 'reach'), (2, 'drawer-open')):
             arm.say(f'do {task}', 1000.0 * epoch - 5.0)
             for step in range(24):

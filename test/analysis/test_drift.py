@@ -14,6 +14,7 @@ from vlaq_ros.analysis.drift_summary import summarize
 from vlaq_ros.cli import main
 from vlaq_ros.control.drift_alarm import DriftLevel, DriftLimits
 from vlaq_ros.errors import BagError, ConfigError
+from vlaq_ros.policies.bundle import open_bundle
 
 HORIZON = 6
 
@@ -176,7 +177,17 @@ def test_a_bag_that_was_cut_off_is_read_as_far_as_it_goes(toy_run, tmp_path):
     file.write_bytes(file.read_bytes()[: file.stat().st_size * 2 // 3])
     values = values_of(type(toy_run)(folder))
     assert 0 < values['overall']['judged'] < 8
-    assert any('messages are missing' in loss for loss in values['losses'])
+    assert any('messages are missing' in note for note in values['notes'])
+
+
+@pytest.mark.parametrize('is_reference', [True, False])
+def test_a_bag_of_another_bundle_is_noted(record_toy, is_reference):
+    ran = open_bundle('toy').digest if is_reference else 64 * 'f'
+    kept = {'bundle': 'mine', 'bundle_hash': ran, 'lost': {'/ee_pose': 3}}
+    notes = values_of(record_toy(provenance=kept))['notes']
+    assert '/ee_pose: 3 messages were lost while recording' in notes
+    others = [note for note in notes if "recorded with bundle 'mine' (ffffffffffff)" in note]
+    assert len(others) == (0 if is_reference else 1)
 
 
 def test_the_command_writes_numbers_page_and_pictures(toy_run, tmp_path, capsys):

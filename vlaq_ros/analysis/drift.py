@@ -154,7 +154,7 @@ def _plan(checked: CheckedJob) -> str:
         f'reference {checked.bundle.spec.name} at {checked.job.precision}, '
         f'{checked.horizon} executed actions, window {checked.window_s:g} s'
     ]
-    lines += [f'not read: {loss}' for loss in checked.recorded.losses]
+    lines += [f'note: {note}' for note in checked.notes]
     return '\n'.join(lines)
 
 

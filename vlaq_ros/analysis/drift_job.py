@@ -90,6 +90,22 @@ class CheckedJob:
         """When drift is worth a warning."""
         return self.job.limits or DriftLimits()
 
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the result must know about bag and reference."""
+        notes = list(dict.fromkeys((*self.recorded.losses, *self.observations.losses)))
+        lost = self.provenance.get('lost') or {}
+        notes += [f'{topic}: {n} messages were lost while recording' for topic, n in lost.items()]
+        ran = self.provenance.get('bundle_hash', '')
+        if ran and ran not in (self.bundle.digest, self.bundle.origin):
+            notes.append(
+                f'recorded with bundle {self.provenance.get("bundle")!r} ({ran[:12]}), which is '
+                f'not the reference {self.bundle.spec.name!r} ({self.bundle.digest[:12]}): drift '
+                'says something about quantization only if it was made of that (`vlaq inspect` '
+                'shows the origin of a packed bundle)'
+            )
+        return notes
+
 
 def check_job(job: DriftJob) -> CheckedJob:
     """

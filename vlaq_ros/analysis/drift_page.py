@@ -105,8 +105,8 @@ def _facts(values: Mapping[str, Any]) -> Iterator[str]:
             'node; in the others the inputs differ in stamps, and which of them had arrived is '
             'taken from the recorder'
         )
-    for loss in values['losses']:
-        yield f'- **Not read**: {loss}'
+    for note in values['notes']:
+        yield f'- **Note**: {note}'
     for topic, why in values['trouble'].items():
         yield f'- **Not understood**: {topic}: {why}'
     for topic, count in values['dropped'].items():
@@ -187,7 +187,8 @@ def _live(live: Mapping[str, Any]) -> Iterator[str]:
         )
     if live['remark']:
         yield f'- {live["remark"]}'
-    yield ''
+    if live['remark'] or live['left_out'] or live['wrong']:
+        yield ''
 
 
 def _alarms(values: Mapping[str, Any]) -> Iterator[str]:

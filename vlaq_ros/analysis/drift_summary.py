@@ -61,7 +61,7 @@ def summarize(run: DriftRun, live: LiveComparison) -> dict[str, Any]:
         'levels': level_values(run.judged),
         'chunks': [chunk_values(one) for one in run.judged],
         'live': live_values(live),
-        'losses': list(dict.fromkeys((*checked.recorded.losses, *checked.observations.losses))),
+        'notes': checked.notes,
         'trouble': dict(checked.recorded.trouble),
         'dropped': dict(checked.observations.dropped),
     }
