@@ -308,6 +308,19 @@ def test_an_observation_without_stamps_of_its_images_cannot_be_asked_about(setup
     assert setup.counted() == {'asked': 1, 'no image stamps': 1}
 
 
+def test_a_middleware_that_fails_is_a_failure_and_no_more(setup, fake, monkeypatch):
+    def fail(msg):
+        raise RuntimeError('the context is gone')
+
+    with monkeypatch.context() as patch:
+        patch.setattr(setup.source._requests, 'publish', fail)
+        setup.ask(1)
+    assert setup.counted() == {'asked': 1, 'failed': 1}
+    assert setup.source.trouble == 'cannot ask: RuntimeError: the context is gone'
+    ask_and_answer(setup, fake, 2)
+    assert len(setup.source.collect()) == 1
+
+
 def test_it_leaves_the_graph_when_it_is_closed(setup, fake, graph):
     setup.source.close()
     graph.spin_until(

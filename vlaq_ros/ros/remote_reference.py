@@ -24,7 +24,7 @@ from vlaq_ros.ros.interfaces import PolicyStatus, ReferenceRequest
 from vlaq_ros.types import ActionChunk, Observation
 
 ASKED, ANSWERED, DROPPED, WITHDRAWN = 'asked', 'answered', 'dropped', 'withdrawn'
-LATE, OTHER_EPOCH = 'late', 'other epoch'
+LATE, OTHER_EPOCH, FAILED = 'late', 'other epoch', 'failed'
 NO_REFERENCE, NO_STAMPS, UNANSWERED = 'no reference', 'no image stamps', 'unanswered'
 UNKNOWN, DUPLICATE, DISORDER = 'unknown sequence', 'duplicate', 'out of order'
 OTHER_STAMP, OTHER_QUESTION, OTHER_BUNDLE = 'other stamp', 'other question', 'other bundle'
@@ -55,10 +55,11 @@ class RemoteReference:
 
     Attributes:
         counts: As in `ReferenceSource`. Questions end as `answered`, `unanswered` within
-            `timeout_s`, `withdrawn` at a reset, `dropped` because too many waited, or are not
-            asked for `no reference` or `no image stamps`. Answers that are not used count as
-            `late`, `other epoch`, `unknown sequence`, `duplicate`, `out of order`, `other stamp`,
-            `other question` (sentence or head), `other bundle`, `other shape` or `not finite`.
+            `timeout_s`, `withdrawn` at a reset, `dropped` because too many waited, or were not
+            sent for `no reference`, `no image stamps` or `failed`. Answers that are not used are
+            `late`, of an `other epoch`, of an `unknown sequence`, `duplicate`, `out of order`, of
+            an `other stamp`, `other question` (sentence or head), `other bundle` or `other
+            shape`, or `not finite`.
     """
 
     name = 'remote'
@@ -140,13 +141,7 @@ class RemoteReference:
         elif not self._is_there():
             self.counts[NO_REFERENCE] += 1
         else:
-            now_s = self._steady()
-            self._waiting[chunk.sequence] = _Asked(chunk, now_s)
-            if self._in_vain_since_s is None:
-                self._in_vain_since_s = now_s
-            if len(self._waiting) > _WAITING:
-                self._give_up(next(iter(self._waiting)), DROPPED)
-            self._requests.publish(self._question(observation, chunk))
+            self._ask(observation, chunk)
 
     def collect(self) -> list[Compared]:
         """Return the pairs since the last call; see `ReferenceSource`."""
@@ -171,6 +166,20 @@ class RemoteReference:
         for subscription in self._inbox:
             self._node.destroy_subscription(subscription)
         self._node.destroy_publisher(self._requests)
+
+    def _ask(self, observation: Observation, chunk: ActionChunk) -> None:
+        try:
+            self._requests.publish(self._question(observation, chunk))
+        except Exception as error:  # whatever the middleware raises, the arm goes on
+            self.counts[FAILED] += 1
+            self._refusal = f'cannot ask: {type(error).__name__}: {error}'
+            return
+        now_s = self._steady()
+        self._waiting[chunk.sequence] = _Asked(chunk, now_s)
+        if self._in_vain_since_s is None:
+            self._in_vain_since_s = now_s
+        if len(self._waiting) > _WAITING:
+            self._give_up(next(iter(self._waiting)), DROPPED)
 
     def _question(self, observation: Observation, chunk: ActionChunk) -> ReferenceRequest:
         msg = ReferenceRequest(
