@@ -132,7 +132,16 @@ class Graph:
 
         return self.add(Node(name, context=self.context, **options))
 
-    def policy(self, policy=None, namespace='', remaps=(), loader=None, shadow=None, **parameters):
+    def policy(
+        self,
+        policy=None,
+        namespace='',
+        remaps=(),
+        loader=None,
+        shadow=None,
+        levels=None,
+        **parameters,
+    ):
         """Return a policy node; `sim_time=False` and dotted names as `limits__on_exceed`."""
         from rclpy.parameter import Parameter
 
@@ -149,6 +158,7 @@ class Graph:
         if loader is None:
             options['digest'] = lambda bundle: 'f00d' * 16
             options['origin'] = lambda bundle: None
+            options['levels'] = lambda bundle: levels
         return self.add(
             PolicyNode(
                 namespace=namespace,

@@ -238,7 +238,7 @@ def errors(spec, bias_m):
 def test_a_prediction_is_there_at_once_under_the_name_of_the_level(fake_policy):
     """Six rows of 2 mm; the policy calls the level `fp32`, the model `w4a8`."""
     model = errors(fake_policy.spec.action, 0.002)
-    parts = DriftParts(model=model, aliases={'fp32': 'w4a8'})
+    parts = DriftParts(None, model, {'fp32': 'w4a8'}, 'bf16')
     control = DriftControl(
         fake_policy.spec, parameters(source='predicted', reaction='raise'), parts
     )
@@ -246,8 +246,10 @@ def test_a_prediction_is_there_at_once_under_the_name_of_the_level(fake_policy):
     seen = Observation({}, np.zeros(4), 'open', 5)
     control.accepted(seen, replace(fake_policy.infer(seen), sequence=3), 5)
     (told,) = control.collect(5)
-    assert (told.reading.source, told.reading.sequence) == ('predicted', 3)
-    assert told.reading.window_m == pytest.approx(0.012)
+    reading = told.reading
+    assert (reading.source, reading.sequence) == ('predicted', 3)
+    assert (reading.precision, reading.reference_precision) == ('fp32', 'bf16')
+    assert reading.window_m == pytest.approx(0.012)
     assert control.floor.startswith('drift WARN')
     assert control.counts == {'asked': 1, 'answered': 1}
     assert control.take() is None  # a prediction decides no precision: it knows the level only
@@ -256,6 +258,20 @@ def test_a_prediction_is_there_at_once_under_the_name_of_the_level(fake_policy):
     assert control.collect(5) == []
     assert "'w2'" in control.trouble
     assert control.counts['failed'] == 1
+
+
+def test_a_prediction_follows_the_phase_of_the_motion(fake_policy):
+    still, moves = (ErrorStatistics(np.full(6, off), np.zeros((6, 6)), 9) for off in (0.0, 0.001))
+    spec = fake_policy.spec.action
+    known = {('fp32', ANY_PHASE): moves, ('fp32', 'coarse'): still}
+    parts = DriftParts(model=PredictedDrift(spec, known, {'fp32': 0.0}))
+    control = DriftControl(fake_policy.spec, parameters(source='predicted'), parts)
+    seen = Observation({}, np.zeros(4), 'open', 5)
+    for phase, steps in (('coarse', 0), ('fine', 6)):
+        control.accepted(seen, fake_policy.infer(seen), 5, phase)
+        (told,) = control.collect(5)
+        expected = steps * 0.001 * math.sqrt(3)
+        assert told.reading.drift.position_accumulated_m == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(

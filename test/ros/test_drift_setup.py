@@ -1,6 +1,5 @@
 """What drift is measured with: the right reference, or a refusal that says the way out."""
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +10,7 @@ pytest.importorskip('rclpy', reason='needs ROS 2 (rclpy)')
 from vlaq_ros.errors import ConfigError
 from vlaq_ros.kinematics.predicted_drift import ANY_PHASE, ErrorStatistics, PredictedDrift
 from vlaq_ros.policies.bundle import open_bundle
+from vlaq_ros.policies.levels import BundleLevels, HeadLevels
 from vlaq_ros.policies.registry import load_policy
 from vlaq_ros.policies.self_test import synthetic_observation
 from vlaq_ros.ros.drift_parameters import DriftParameters
@@ -39,6 +39,7 @@ def setup(loaded):
         load,
         DIGESTS.__getitem__,
         ORIGINS.get,
+        lambda bundle: None,
         lambda policy, config: ('remote for', policy, config),
         lambda: None,
     )
@@ -132,58 +133,50 @@ def test_remote_is_made_by_who_knows_how(setup, nested):
     assert setup.make(nested, given).source == ('remote for', nested, given)
 
 
-def error_model(spec, *levels):
+def measured(spec, *names, head='flow'):
+    """Return levels of which these were measured."""
     known = {
-        (level, ANY_PHASE): ErrorStatistics(np.zeros(6), np.eye(6) * 1e-6, 9) for level in levels
+        (name, ANY_PHASE): ErrorStatistics(np.zeros(6), np.eye(6) * 1e-6, 9) for name in names
     }
-    return PredictedDrift(spec, known, dict.fromkeys(levels, 0.1))
+    drift = PredictedDrift(spec.action, known, dict.fromkeys(names, 0.1))
+    return BundleLevels(None, None, {head: HeadLevels(dict.fromkeys(names), None, {}, drift)})
 
 
-def test_an_error_model_comes_from_a_file_and_knows_the_level_by_its_own_name(
-    setup, nested, tmp_path
-):
-    file = tmp_path / 'model.json'
-    file.write_text(json.dumps(error_model(nested.spec.action, 'w8a16', 'w4a8').to_dict()))
-    parts = setup.make(nested, config(source='predicted', model_file=str(file)))
+def test_a_prediction_knows_what_runs_by_the_name_it_was_measured_under(setup, nested):
+    """A mixture that was not measured counts as the lowest of its levels, as far as that was."""
+    known = 'w8a16', 'w4a8', 'expert w8a16, llm w4a8'
+    setup._levels = lambda bundle: measured(nested.spec, *known)
+    parts = setup.make(nested, config(source='predicted'))
     assert parts.source is None
-    assert parts.model.levels == ('w8a16', 'w4a8')
-    assert parts.aliases == {'nested': 'w8a16'}
+    assert parts.model.levels == known
+    assert parts.reference_precision == 'fp32'
+    assert parts.names['nested'] == parts.names['w8a16'] == 'w8a16'
+    assert parts.names['expert w8a16, llm w4a8'] == 'expert w8a16, llm w4a8'
+    assert parts.names['expert w4a8, llm w8a16'] == 'w4a8'
+    assert 'w8a8' not in parts.names
 
 
 @pytest.mark.parametrize(
-    ('text', 'why'),
+    ('made', 'why'),
     [
-        (None, 'cannot be read'),
-        ('{', 'cannot be read'),
-        ('{}', 'drift model is not understood'),
+        (lambda spec: None, "bundle 'toy' has not got (no levels.json): calibrate its levels"),
+        (lambda spec: measured(spec, 'w8a16', head='token'), "head 'flow', only with token"),
+        (lambda spec: measured(spec, 'w4a8'), 'at w8a16, which the policy runs at, but at w4a8'),
     ],
 )
-def test_a_model_that_is_not_there_or_not_understood_is_refused(
-    setup, nested, tmp_path, text, why
-):
-    file = tmp_path / 'model.json'
-    if text is not None:
-        file.write_text(text)
-    with pytest.raises(ConfigError, match=why):
-        setup.make(nested, config(source='predicted', model_file=str(file)))
-
-
-def test_a_model_without_the_level_in_force_is_refused(setup, nested, tmp_path):
-    file = tmp_path / 'model.json'
-    file.write_text(json.dumps(error_model(nested.spec.action, 'w4a8').to_dict()))
-    with pytest.raises(ConfigError, match='no level w8a16, which the policy runs at; it has w4a8'):
-        setup.make(nested, config(source='predicted', model_file=str(file)))
-
-
-def test_a_bundle_without_a_model_says_what_else_there_is(setup, nested):
-    with pytest.raises(ConfigError, match=r"name one with 'drift\.model_file', or measure with"):
+def test_a_bundle_whose_levels_were_not_measured_cannot_predict(setup, nested, made, why):
+    setup._levels = lambda bundle: made(nested.spec)
+    with pytest.raises(ConfigError) as caught:
         setup.make(nested, config(source='predicted'))
+    assert why in str(caught.value)
+    assert "'drift.source' = 'predicted'" in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ('drift', 'count'),
     [
         ({'source': 'higher', 'reaction': 'raise'}, 2),
+        ({'source': 'predicted', 'reaction': 'report'}, 1),
         ({'source': 'shadow', 'reaction': 'raise'}, 1),
         ({'source': 'shadow', 'reaction': 'stop'}, 0),
     ],

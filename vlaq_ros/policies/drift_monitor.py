@@ -8,7 +8,7 @@ an error model predicts the reading with its uncertainty.
 
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -136,7 +136,7 @@ class DriftMonitor:
         chunk: ActionChunk,
         model: PredictedDrift,
         level: str,
-        phases: Sequence[str] = (),
+        phase: str = ANY_PHASE,
         reference_precision: str = 'fp32',
     ) -> DriftReading:
         """
@@ -148,18 +148,15 @@ class DriftMonitor:
             chunk: What is judged.
             model: Error of single actions, from a calibration.
             level: That the chunk was inferred at, as the model names it.
-            phases: Phase of each executed row; all phases together when empty.
+            phase: Of the motion, as the model names it; all phases together where it does not.
             reference_precision: What the errors of the model are relative to.
 
         Raises:
             ConfigError: The model does not know the level.
         """
         actions = chunk.actions[: self.horizon]
-        named = phases or (ANY_PHASE,) * len(actions)
-        forecast = model.predict(actions, (level,) * len(actions), named)
-        single = [
-            model.predict(actions[k : k + 1], (level,), (named[k],)) for k in range(len(actions))
-        ]
+        forecast = model.predict(actions, (level,) * len(actions), (phase,) * len(actions))
+        single = [model.predict(row[None], (level,), (phase,)) for row in actions]
         has_rotation = self.spec.has_rotation
         drift = Drift(
             float(np.mean([one.position_rms_m for one in single])),

@@ -323,7 +323,7 @@ class ControlLoop:
             self._targets = targets
             self._must_replan = False
             self._outputs.send_chunk(chunk)
-            self.drift.accepted(observation, chunk, now_ns)
+            self.drift.accepted(observation, chunk, now_ns, self.precision.phase)
 
     def _plan_targets(self, chunk: ActionChunk, start: Pose | None) -> list[PoseTarget]:
         if not self._outputs.wants_pose:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from vlaq_ros.control.drift_alarm import DriftLevel
 from vlaq_ros.errors import VlaqError
-from vlaq_ros.kinematics.predicted_drift import PredictedDrift
+from vlaq_ros.kinematics.predicted_drift import ANY_PHASE, PredictedDrift
 from vlaq_ros.policies.drift_monitor import DriftMonitor, DriftReading
 from vlaq_ros.policies.spec import PolicySpec
 from vlaq_ros.ros.drift_parameters import RAISE, STOP, DriftParameters
@@ -53,12 +53,14 @@ class DriftParts:
     Attributes:
         source: Who answers the observations a second time; None: nobody.
         model: Error model, where drift is predicted instead; None: it is not.
-        aliases: Name of a precision -> name of the same level in the model, where they differ.
+        names: What runs -> under which name the model knows it.
+        reference_precision: What the errors of the model are relative to.
     """
 
     source: ReferenceSource | None = None
     model: PredictedDrift | None = None
-    aliases: Mapping[str, str] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
+    reference_precision: str = ''
 
 
 class DriftControl:
@@ -163,15 +165,25 @@ class DriftControl:
         if isinstance(self._parts.source, InlineReference):
             self._parts.source.answer(observation, epoch)
 
-    def accepted(self, observation: Observation, chunk: ActionChunk, now_ns: int) -> None:
-        """Judge a chunk that is executed from now on."""
+    def accepted(
+        self, observation: Observation, chunk: ActionChunk, now_ns: int, phase: str = ANY_PHASE
+    ) -> None:
+        """
+        Judge a chunk that is executed from now on.
+
+        Args:
+            observation: What the policy got.
+            chunk: Its answer.
+            now_ns: On the control clock.
+            phase: Of the motion, for a prediction.
+        """
         if self._parts.source is not None:
             self._accepted_ns[chunk.sequence] = now_ns
             if self._asked_s is None:
                 self._asked_s = self._steady()
             self._parts.source.submit(observation, chunk)
         elif self._parts.model is not None:
-            self._predict(chunk, self._parts.model)
+            self._predict(chunk, self._parts.model, phase)
 
     def collect(self, now_ns: int) -> list[Told]:
         """Return the readings since the last call, oldest first; they are in force now."""
@@ -197,11 +209,13 @@ class DriftControl:
         reading, self._unread = self._unread, None
         return reading
 
-    def _predict(self, chunk: ActionChunk, model: PredictedDrift) -> None:
+    def _predict(self, chunk: ActionChunk, model: PredictedDrift, phase: str) -> None:
         self._counts['asked'] += 1
-        level = self._parts.aliases.get(chunk.precision, chunk.precision)
+        level = self._parts.names.get(chunk.precision, chunk.precision)
         try:
-            reading = self._monitor.predicted(chunk, model, level)
+            reading = self._monitor.predicted(
+                chunk, model, level, phase, self._parts.reference_precision
+            )
         except (ValueError, VlaqError) as error:
             self._counts['failed'] += 1
             self._problem = str(error)

@@ -24,18 +24,14 @@ class DriftParameters:
     source: str = parameter(
         NONE,
         'Reference: a second policy at full precision in this process (`shadow`), the highest '
-        'level of the same weights (`higher`), a node elsewhere (`remote`), the error model of '
-        'the calibration (`predicted`), or none',
+        'level of the same weights (`higher`), a node elsewhere (`remote`), what the calibration '
+        'measured of the levels (`predicted`), or none',
         choices=(NONE, *SOURCES),
     )
     reference_bundle: str = parameter(
         '',
         'Float bundle of the reference; empty: that of `bundle`. Needed when `bundle` is packed: '
         'the one it was made of',
-    )
-    model_file: str = parameter(
-        '',
-        'JSON file of the error model for `predicted`; empty: that of the bundle',
     )
     duty: float = parameter(
         0.5,

@@ -5,16 +5,14 @@ Everything is checked here against the bundle and the levels that the policy rea
 second policy is loaded. No rclpy.
 """
 
-import json
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from contextlib import suppress
+from itertools import product
 
-from vlaq_ros.control.precision import level_names
 from vlaq_ros.errors import ConfigError
-from vlaq_ros.kinematics.predicted_drift import PredictedDrift
 from vlaq_ros.policies.base import Policy
 from vlaq_ros.policies.drift_monitor import PREDICTED
-from vlaq_ros.policies.spec import PolicySpec
+from vlaq_ros.policies.levels import BundleLevels, levels_name
 from vlaq_ros.ros.drift_control import DriftParts
 from vlaq_ros.ros.drift_parameters import HIGHER, RAISE, REMOTE, SHADOW, DriftParameters
 from vlaq_ros.ros.drift_sources import ReferenceSource
@@ -34,6 +32,7 @@ class DriftSetup:
         digest: Returns the sha256 that identifies a bundle.
         origin: Returns the digest of the float bundle that a packed one was made of; None: the
             bundle is a float one.
+        levels: Returns what was measured of the levels of a bundle; None: nothing.
         remote: Makes the source `remote` for a policy.
         wake: Makes the executor thread collect what a source has.
     """
@@ -43,12 +42,14 @@ class DriftSetup:
         load_policy: Callable[..., Policy],
         digest: Callable[[str], str],
         origin: Callable[[str], str | None],
+        levels: Callable[[str], BundleLevels | None],
         remote: Callable[[Policy, PolicyParameters], ReferenceSource],
         wake: Callable[[], None],
     ) -> None:
         self._load_policy = load_policy
         self._digest = digest
         self._origin = origin
+        self._levels = levels
         self._remote = remote
         self._wake = wake
 
@@ -70,7 +71,7 @@ class DriftSetup:
         if name == REMOTE:
             return DriftParts(self._remote(policy, config))
         if name == PREDICTED:
-            return _predicted(policy, config)
+            return _predicted(policy, config, self._levels(config.bundle))
         return DriftParts()
 
     def _local(self, name: str, policy: Policy, config: PolicyParameters) -> ReferenceSource:
@@ -125,49 +126,43 @@ def mismatches(config: DriftParameters, policy: Policy) -> Iterator[str]:
     if policy.levels:
         return
     fixed = f'precision {policy.precision} is fixed: {policy.level_limits}'
-    if config.source == HIGHER:
+    if config.source in (HIGHER, PREDICTED):
         yield (
-            f"parameter 'drift.source' = 'higher' needs levels, and {fixed}; or compare with "
-            'full precision: source `shadow`'
+            f"parameter 'drift.source' = {config.source!r} needs levels, and {fixed}; or compare "
+            'with full precision: source `shadow`'
         )
     if config.reaction == RAISE:
         yield f"parameter 'drift.reaction' = 'raise' needs levels to raise, and {fixed}"
 
 
-def _predicted(policy: Policy, config: PolicyParameters) -> DriftParts:
-    model = drift_model(config, policy.spec)
-    aliases = {}
-    if policy.levels:
-        names = {str(level) for level in policy.active_levels.values()}
-        level = names.pop() if len(names) == 1 else level_names(policy.active_levels)
-        aliases[policy.precision] = level
-    level = aliases.get(policy.precision, policy.precision)
-    if level not in model.levels:
+def _predicted(
+    policy: Policy, config: PolicyParameters, levels: BundleLevels | None
+) -> DriftParts:
+    what = "parameter 'drift.source' = 'predicted'"
+    if levels is None:
         raise ConfigError(
-            f"parameter 'drift.source' = 'predicted': the error model has no level {level}, which "
-            f'the policy runs at; it has {", ".join(model.levels)}'
+            f'{what} needs measured levels, which bundle {config.bundle!r} has not got (no '
+            'levels.json): calibrate its levels, or compare with `shadow` or `higher`'
         )
-    return DriftParts(model=model, aliases=aliases)
-
-
-def drift_model(config: PolicyParameters, spec: PolicySpec) -> PredictedDrift:
-    """
-    Return the error model of a bundle, or of the file that is given instead.
-
-    Raises:
-        ConfigError: There is none, or it is not understood.
-    """
-    file = config.drift.model_file
-    if not file:
+    if policy.head not in levels.heads:
         raise ConfigError(
-            f"parameter 'drift.source' = 'predicted' needs an error model, which bundle "
-            f"{config.bundle!r} has not got: name one with 'drift.model_file', or measure with "
-            '`shadow` or `higher`'
+            f'{what}: the levels of bundle {config.bundle!r} were not measured with head '
+            f'{policy.head!r}, only with {", ".join(levels.heads)}'
         )
-    try:
-        data = json.loads(Path(file).expanduser().read_text(encoding='utf-8'))
-    except (OSError, ValueError) as error:
+    head = levels.heads[policy.head]
+    names = {}
+    for combination in product(*policy.levels.values()):
+        running = dict(zip(policy.levels, combination))
+        with suppress(ConfigError):  # never measured: told when it runs
+            names[levels_name(running)] = head.measured_as(running)
+    now = levels_name(policy.active_levels)
+    if now not in names:
         raise ConfigError(
-            f"parameter 'drift.model_file' = {file!r} cannot be read: {error}"
-        ) from error
-    return PredictedDrift.from_dict(data, spec.action)
+            f'{what}: bundle {config.bundle!r} was not measured at {now}, which the policy runs '
+            f'at, but at {", ".join(head.measured)}'
+        )
+    return DriftParts(
+        model=head.drift,
+        names={**names, policy.precision: names[now]},
+        reference_precision=levels.reference,
+    )

@@ -30,7 +30,7 @@ from vlaq_ros.control.precision_occupancy import Occupancy
 from vlaq_ros.control.precision_switch import PrecisionSwitch
 from vlaq_ros.control.precision_transaction import PrecisionTransaction, Stage
 from vlaq_ros.errors import ConfigError, PolicyError
-from vlaq_ros.kinematics.motion import MotionTracker
+from vlaq_ros.kinematics.motion import MotionReading, MotionTracker, motion_phase
 from vlaq_ros.policies.base import Policy
 from vlaq_ros.policies.drift_monitor import DriftReading
 from vlaq_ros.ros.policy_parameters import PolicyParameters
@@ -80,6 +80,7 @@ class PrecisionControl:
 
     Attributes:
         since_ns: When the last change ended, on the control clock.
+        phase: Of the motion before the inference that was asked for last; see `motion_phase`.
     """
 
     def __init__(
@@ -165,7 +166,8 @@ class PrecisionControl:
         self._row = row
         if self._gripper.update(gripper):
             self._events.add(SafetyEvent.GRIPPER)
-        self._sensitivities.append(self._tracker.update(increment).sensitivity)
+        self._motion = self._tracker.update(increment)
+        self._sensitivities.append(self._motion.sensitivity)
 
     def stopped(self) -> None:
         """Note that the arm was stopped while it moved: it recovers at full precision."""
@@ -194,6 +196,7 @@ class PrecisionControl:
         """
         sensitivities, self._sensitivities = tuple(self._sensitivities), []
         events, self._events = frozenset(self._events), set()
+        self.phase = motion_phase(self._motion, SafetyEvent.GRIPPER in events)
         if self._switch is None or (active := self._switch.transaction.active) is None:
             return
         decisions = {}
@@ -382,6 +385,8 @@ class PrecisionControl:
     def _forget(self) -> None:
         self._sensitivities: list[float | None] = []
         self._events: set[SafetyEvent] = set()
+        self._motion = MotionReading(None, None, None)
+        self.phase = motion_phase(self._motion, gripper_moves=False)
         self._row: tuple[int, int] | None = None
         self._gripper.reset()
         self._tracker.reset()
