@@ -23,6 +23,7 @@ COMMANDS = {
     'demo': ('vlaq_ros.ros.demo', 'drive the simulated arm through ROS 2 with a quantized policy'),
     'eval': ('vlaq_ros.sim.evaluate', 'measure success and drift in the simulator'),
     'compare': ('vlaq_ros.analysis.compare', 'compare calibration methods in closed loop'),
+    'drift-study': ('vlaq_ros.sim.drift_study', 'inject errors and see when drift notices them'),
     'collect': ('vlaq_ros.sim.collect', 'record demonstrations in the simulator'),
     'train': ('vlaq_ros.sim.train', 'train the reference policy on demonstrations'),
     'reproduce': ('vlaq_ros.sim.reproduce', 'make the shipped policy again, from nothing'),
@@ -32,6 +33,7 @@ COMMANDS = {
     'drift': ('vlaq_ros.analysis.drift', 'measure and draw the drift of a recorded run'),
     'inspect': ('vlaq_ros.calibration.inspect', 'show what a bundle is, or compare two'),
     'bench': ('vlaq_ros.bench.command', 'measure kernels, memory and whole models here'),
+    'storm': ('vlaq_ros.ros.storm', 'change the precision all the time and watch the commands'),
     'doctor': ('vlaq_ros.doctor', 'show what this machine has and what is missing'),
 }
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from vlaq_ros.control.precision import ACTIVATION_BITS
 from vlaq_ros.errors import BundleError, unknown_name
 from vlaq_ros.policies.base import Policy
-from vlaq_ros.policies.bundle import Bundle, open_bundle
+from vlaq_ros.policies.bundle import LEVELS, Bundle, open_bundle
 from vlaq_ros.policies.precision import NESTED, PACKED, precisions
 from vlaq_ros.policies.registry import load_policy
 from vlaq_ros.sim.precision_options import (
@@ -66,7 +66,12 @@ class PolicySource:
 
     def rules(self, config: Config) -> Rules | None:
         """Return how the precision of a configuration is decided; None where nothing says."""
-        return self.options.rules
+        name = config.precision.partition('@')[0]
+        if self.options.rules is not None or name not in self.packed:
+            return self.options.rules
+        levels = open_bundle(self.packed[name]).levels()
+        head = levels and levels.heads.get(config.head)
+        return Rules(head.precision, levels.motion, f'{LEVELS} of {name}') if head else None
 
     def problems(self, config: Config) -> list[str]:
         """Return what is wrong with a configuration, without loading weights."""

@@ -72,7 +72,7 @@ def write_report(folder: Path, rows: Sequence[Row], run: dict[str, Any]) -> list
             for row in rows
         ],
     }
-    text = json.dumps(_without_nan(values), indent=1, allow_nan=False) + '\n'
+    text = json.dumps(without_nan(values), indent=1, allow_nan=False) + '\n'
     write_atomically(folder / 'report.json', text)
     write_atomically(folder / 'report.md', _markdown(tables, run))
     return tables
@@ -294,12 +294,12 @@ def _markdown(tables: Sequence[Table], run: dict[str, Any]) -> str:
     return '\n'.join([*head, *(table.to_markdown() for table in tables)])
 
 
-def _without_nan(values: Any) -> Any:
+def without_nan(values: Any) -> Any:
     """Return `values` with NaN as None, which JSON can hold."""
     if isinstance(values, dict):
-        return {key: _without_nan(value) for key, value in values.items()}
+        return {key: without_nan(value) for key, value in values.items()}
     if isinstance(values, list | tuple):
-        return [_without_nan(value) for value in values]
+        return [without_nan(value) for value in values]
     return None if isinstance(values, float) and not math.isfinite(values) else values
 
 
