@@ -49,7 +49,7 @@ def spec_of(context):
 @pytest.mark.parametrize('kind', ['scale', 'rotation', 'permutation'])
 def test_folding_into_every_stream_changes_no_action(context, kind):
     generator = torch.Generator().manual_seed(2)
-    folded = FoldedModel(context)
+    folded = FoldedModel(context.model)
     streams = [s for s in context.structure.streams if kind == 'scale' or s.mixes > 1]
     assert len(streams) >= 5
     for stream in streams:
@@ -84,7 +84,7 @@ def test_the_second_moment_follows_the_activation(context):
     stream = next(s for s in context.structure.streams if s.mixes > 1)
     generator = torch.Generator().manual_seed(4)
     x = torch.randn(100, channels_of(stream), generator=generator).double()
-    folded = FoldedModel(context)
+    folded = FoldedModel(context.model)
     turned = x
     for kind in ('scale', 'rotation'):
         transform = transform_for(stream, kind, generator)
@@ -95,7 +95,7 @@ def test_the_second_moment_follows_the_activation(context):
 
 
 def test_identities_change_nothing(context):
-    folded = FoldedModel(context)
+    folded = FoldedModel(context.model)
     stream = next(s for s in context.structure.streams if s.mixes > 1)
     folded.fold(stream, DiagonalScale(torch.ones(channels_of(stream))))
     folded.fold(stream, BlockRotation(torch.eye(stream.mixes)))
@@ -107,7 +107,7 @@ def test_identities_change_nothing(context):
 
 def test_a_rotation_that_would_need_the_run_time_is_refused(context):
     behind_norm = next(s for s in context.structure.streams if s.mixes == 1)
-    folded = FoldedModel(context)
+    folded = FoldedModel(context.model)
     with pytest.raises(SchemeError, match='BlockRotation over 8 channels.* at run time'):
         folded.fold(behind_norm, BlockRotation(hadamard(8)))
     assert folded.parameters({}) == {}
@@ -119,7 +119,7 @@ def test_a_norm_gain_with_an_offset_takes_the_scale():
         {'norm': torch.nn.LayerNorm(4), 'fc': torch.nn.Linear(4, 2)}
     )
     stream = Stream(('fc',), (Writer('norm.bias', 0, 4, offset=1.0),))
-    folded = FoldedModel(context)
+    folded = FoldedModel(context.model)
     folded.fold(stream, DiagonalScale(torch.full((4,), 2.0)))
     assert torch.equal(folded.value('norm.bias'), torch.full((4,), -0.5).double())
 

@@ -74,7 +74,7 @@ def calibrate(context: CalibrationContext) -> MethodResult:
     """
     bits = widest_within_budget(context)
     statistics = collect_statistics(context)
-    folded = FoldedModel(context)
+    folded = FoldedModel(context.model)
     exponents = {}
     for stream in foldable(context):
         transform, exponent = search_scale(context, folded, stream, statistics, bits)

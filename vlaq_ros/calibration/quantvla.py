@@ -80,7 +80,7 @@ def calibrate(context: CalibrationContext, options: QuantVlaOptions | None = Non
         raise SchemeError("the 'paper' layout selects no layer of this policy; use 'all'")
     narrowed = replace(context, layers=layers)
     bits = 4 if options.layout == 'paper' else widest_within_budget(narrowed)
-    folded = FoldedModel(narrowed)
+    folded = FoldedModel(narrowed.model)
     rotated = _rotate(narrowed, folded) if options.rotate else []
     weights = {
         name: MixedWeight.from_float(

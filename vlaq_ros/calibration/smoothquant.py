@@ -67,7 +67,7 @@ def calibrate(
         raise SchemeError(f'strength={strength} must be between 0 and 1')
     bits = widest_within_budget(context)
     statistics = collect_statistics(context)
-    folded = FoldedModel(context)
+    folded = FoldedModel(context.model)
     streams = foldable(context)
     for stream in streams:
         folded.fold(stream, smoothing_factor(context, folded, stream, statistics, strength))

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from vlaq_ros.calibration.method import CalibrationContext
 from vlaq_ros.calibration.structure import Stream
 from vlaq_ros.errors import SchemeError
 
@@ -161,9 +160,8 @@ def hadamard(size: int) -> Tensor:
 class FoldedModel:
     """The parameters of a model with transforms folded in; the model itself stays as it is."""
 
-    def __init__(self, context: CalibrationContext) -> None:
-        self._context = context
-        self._originals = dict(context.model.named_parameters())
+    def __init__(self, model: nn.Module) -> None:
+        self._originals = dict(model.named_parameters())
         self._values: dict[str, Tensor] = {}
         self._transforms: dict[str, list[Transform]] = {}
 
