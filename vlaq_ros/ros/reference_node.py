@@ -193,7 +193,7 @@ class ReferenceNode(ManagedNode):
             topic = self._inbox[0].topic_name
             return diagnostics.status(name, diagnostics.OK, f'nobody asks on {topic}', values)
         if asked and not answered:
-            text = answers.trouble or 'the first inference is not finished'
+            text = answers.trouble or 'not answered yet'
             return diagnostics.status(name, diagnostics.WARN, text, values)
         text = f'{answered} of {asked} answered in the last second'
         return diagnostics.status(name, diagnostics.OK, text, values)
