@@ -52,7 +52,7 @@ def rules_file(tmp_path):
 @pytest.fixture
 def runner(robot):
     """Return a runner of the toy policy under these rules."""
-    return workers.EpisodeRunner(PolicySource('toy', options=PrecisionOptions(RULES)))
+    return workers.EpisodeRunner(PolicySource('toy', options=PrecisionOptions({'': RULES})))
 
 
 def run(runner, *configs, **changes):
@@ -133,7 +133,9 @@ def test_the_actions_at_a_level_reached_by_switching_are_those_of_the_static_one
         ('drift',),
         dict.fromkeys(('llm', 'expert'), GroupParameters(PrecisionMenu.from_names('w4a8'))),
     )
-    runner._source = PolicySource('toy', options=PrecisionOptions(Rules(only, None, 'one level')))
+    runner._source = PolicySource(
+        'toy', options=PrecisionOptions({'nested': Rules(only, None, 'one level')})
+    )
     static, switched = Config('nested@w4a8', 'flow'), Config('nested@drift', 'flow')
     records = run(runner, static, switched)
     assert records[switched].precision.shares == records[static].precision.shares

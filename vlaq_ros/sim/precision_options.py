@@ -9,7 +9,8 @@ bundle; of its list of rules only the one that the configuration names is used.
 """
 
 import argparse
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -103,12 +104,13 @@ class PrecisionOptions:
     What was asked for on the command line.
 
     Attributes:
-        rules: From `--precision-rules`; None: from the packed bundle.
+        rules: From `--precision-rules`, by the name of a store; '' is for all others. Where there
+            are none, those of the packed bundle count.
         deadline_s: When an inference is late [s]; None: not given.
         drift_every: Chunks from one comparison with full precision to the next.
     """
 
-    rules: Rules | None = None
+    rules: Mapping[str, Rules] = field(default_factory=dict)
     deadline_s: float | None = None
     drift_every: int = 1
 
@@ -163,14 +165,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         '--precision-rules',
-        metavar='FILE',
-        help="as the node's dynamic_precision.file; default: those of the packed bundle",
+        nargs='+',
+        default=[],
+        metavar='[NAME=]FILE',
+        help="as the node's dynamic_precision.file, for NAME@... or for all; default: those of "
+        'the packed bundle',
     )
     group.add_argument(
         '--coarse-step-mm',
         type=float,
-        help='step that counts as coarse motion, for --precision-rules; default: learned anew in '
-        'every episode',
+        help='step that counts as coarse motion, for --precision-rules; default: that of the '
+        'packed bundle, else learned anew in every episode',
     )
     group.add_argument(
         '--deadline-ms', type=float, help='when an inference is late, for NAME@latency'
@@ -192,13 +197,16 @@ def read_options(args: argparse.Namespace, problems: list[str]) -> PrecisionOpti
             problems.append(f'--{option.replace("_", "-")} {value:g}: must be positive')
     if args.drift_every < 1:
         problems.append(f'--drift-every {args.drift_every}: must be at least 1')
-    rules = None
-    if args.precision_rules:
+    rules = {}
+    for text in args.precision_rules:
+        store, separator, file = text.partition('=')
         try:
-            rules = _read_file(args.precision_rules, args.coarse_step_mm)
+            rules[store if separator else ''] = _read_file(
+                file if separator else text, args.coarse_step_mm
+            )
         except ConfigError as error:
             problems += [f'--precision-rules: {line}' for line in str(error).splitlines()]
-    elif args.coarse_step_mm is not None:
+    if args.coarse_step_mm is not None and not args.precision_rules:
         problems.append('--coarse-step-mm belongs to --precision-rules; a bundle has its own')
     deadline_s = None if args.deadline_ms is None else args.deadline_ms * 1e-3
     return PrecisionOptions(rules, deadline_s, args.drift_every)

@@ -8,7 +8,7 @@ float bundle at a precision such as `nested`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from vlaq_ros.control.precision import ACTIVATION_BITS
 from vlaq_ros.errors import BundleError, unknown_name
@@ -67,9 +67,11 @@ class PolicySource:
     def rules(self, config: Config) -> Rules | None:
         """Return how the precision of a configuration is decided; None where nothing says."""
         name = config.precision.partition('@')[0]
-        if self.options.rules is not None or name not in self.packed:
-            return self.options.rules
-        levels = open_bundle(self.packed[name]).levels()
+        given = self.options.rules.get(name, self.options.rules.get(''))
+        levels = open_bundle(self.packed[name]).levels() if name in self.packed else None
+        if given is not None:
+            is_scaled = given.scale is not None or levels is None
+            return given if is_scaled else replace(given, scale=levels.motion)
         head = levels and levels.heads.get(config.head)
         return Rules(head.precision, levels.motion, f'{LEVELS} of {name}') if head else None
 
