@@ -8,6 +8,7 @@ killed or paused. What happened is named on /diagnostics, and reports come back 
 import os
 import signal
 import sys
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -24,12 +25,15 @@ from vlaq_ros.policies.registry import load_policy
 from vlaq_ros.ros import qos
 from vlaq_ros.ros.bringup import NodeProcess, config_file
 from vlaq_ros.ros.conversions import to_nanoseconds
+from vlaq_ros.ros.drift_control import DriftControl, DriftParts
 from vlaq_ros.ros.interfaces import (
     ActionChunk,
     DriftReport,
     PolicyStatus,
     ReferenceRequest,
 )
+from vlaq_ros.ros.policy_parameters import PolicyParameters
+from vlaq_ros.types import Observation
 
 pytestmark = pytest.mark.ros
 TICK_NS = 20_000_000
@@ -226,6 +230,22 @@ def test_without_any_reference_the_operator_is_told(graph, running):
     assert 'no reference node listens on /policy/reference_request' in watch.diagnosis.message
     assert watch.reports == []
     watch.check_commands()
+
+
+def test_a_reference_that_never_answers_costs_no_memory(fake_policy, spec):
+    class Silent:
+        name, trouble, counts = 'remote', '', Counter()
+
+        def submit(self, observation, chunk):
+            self.counts['asked'] += 1
+
+    control = DriftControl(spec, PolicyParameters(), DriftParts(Silent()))
+    seen = Observation({}, np.zeros(4), 'open', 7)
+    chunk = fake_policy.infer(seen)
+    for number in range(3000):
+        control.accepted(seen, replace(chunk, sequence=number), number)
+    assert Silent.counts['asked'] == 3000
+    assert len(control._accepted_ns) <= 1024
 
 
 # --- the toy policy and its reference in a process of its own

@@ -26,6 +26,7 @@ from vlaq_ros.ros.local_reference import InlineReference, ThreadedReference
 from vlaq_ros.ros.policy_parameters import PolicyParameters
 from vlaq_ros.types import ActionChunk, Observation
 
+_REMEMBERED = 1024
 STALLED_S = 5.0
 """A source that was asked and has been silent for longer than this is stalled [s]."""
 
@@ -179,6 +180,8 @@ class DriftControl:
         """
         if self._parts.source is not None:
             self._accepted_ns[chunk.sequence] = now_ns
+            if len(self._accepted_ns) > _REMEMBERED:  # of a source that never answers
+                del self._accepted_ns[next(iter(self._accepted_ns))]
             if self._asked_s is None:
                 self._asked_s = self._steady()
             self._parts.source.submit(observation, chunk)
