@@ -47,7 +47,7 @@ def test_the_other_camera_counts_as_it_had_arrived_when_the_inference_began(
     """The image of 1020 arrives at 1050, those of the wrist at 1043 and 1068."""
     (found,), seen = look(arm, (1020, began_ms))
     assert found.image_ns == {'front': 1020 * MS, 'wrist': wrist_ms * MS}
-    assert not found.is_exact
+    assert not found.is_alike
     assert (seen[0].images['wrist'] == wrist_ms % 251).all()
     assert (seen[0].images['front'] == 1020 % 251).all()
 
@@ -89,7 +89,7 @@ def test_inputs_of_one_stamp_are_exact(recorded_arm, tmp_path):
         for stamp_ms in range(1000, 1200, 25):
             lockstep.sense(stamp_ms)
     found, _ = look(lockstep, (1050, 1040), (1100, 1200))
-    assert [one.is_exact for one in found] == [True, True]
+    assert [one.is_alike for one in found] == [True, True]
 
 
 def test_a_clock_that_jumps_is_refused(recorded_arm, tmp_path):

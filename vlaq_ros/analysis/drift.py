@@ -17,7 +17,7 @@ from typing import Any
 from vlaq_ros.analysis.drift_job import CheckedJob, DriftJob, check_job
 from vlaq_ros.analysis.drift_live import LiveComparison, compare_live
 from vlaq_ros.analysis.drift_measure import measure
-from vlaq_ros.analysis.drift_page import table_rows
+from vlaq_ros.analysis.drift_page import sureness_text, table_rows
 from vlaq_ros.analysis.drift_report import write_report
 from vlaq_ros.analysis.drift_summary import summarize
 from vlaq_ros.control.drift_alarm import DriftLimits
@@ -39,12 +39,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--reference',
         metavar='BUNDLE',
-        help='float bundle whose answers count as right: folder or name (default: metaworld)',
+        help='bundle whose answers count as right: folder or name (default: metaworld)',
     )
     parser.add_argument(
         '--bundle',
         metavar='BUNDLE',
-        help='instead of --reference: the bundle that was recorded, at another --precision',
+        help='the bundle that was recorded: proves that observations are those of the node, and '
+        'is the reference where no other is given (default: the recorded one, if it is here)',
+    )
+    parser.add_argument(
+        '--no-replay',
+        action='store_true',
+        help='do not run the recorded bundle again to prove the observations',
     )
     parser.add_argument(
         '--precision',
@@ -102,8 +108,6 @@ def job_of(args: argparse.Namespace) -> DriftJob:
     topics = dict(text.partition('=')[::2] for text in args.topics)
     if not all(name and topic for name, topic in topics.items()):
         problems.append(f'--topics {" ".join(args.topics)}: write STREAM=TOPIC')
-    if args.reference and args.bundle:
-        problems.append('--reference and --bundle: give one of them')
     limits = None
     given = {f.name: getattr(args, f.name, None) for f in fields(DriftLimits)}
     given = {name: value for name, value in given.items() if value is not None}
@@ -117,6 +121,8 @@ def job_of(args: argparse.Namespace) -> DriftJob:
         bag=args.bag,
         reference=args.reference or args.bundle or 'metaworld',
         precision=args.precision,
+        bundle=args.bundle or '',
+        is_replayed=not args.no_replay,
         policy=args.policy,
         horizon=args.horizon,
         window_s=args.window_s,
@@ -140,7 +146,7 @@ def run(args: argparse.Namespace) -> int:
     values = summarize(judged, live)
     written = write_report(args.out, judged, values)
     print('\n'.join(_aligned(table_rows(values))))
-    print('\n'.join(_verdict(values['overall'], live)))
+    print('\n'.join(_verdict(values, live)))
     for path in written:
         print(f'wrote {path}')
     return 0 if live.passed else 1
@@ -170,8 +176,9 @@ def _progress(total: int) -> Iterator[Callable[[int, int], None]]:
         yield tell
 
 
-def _verdict(overall: Mapping[str, Any], live: LiveComparison) -> Iterator[str]:
-    for why, count in overall['without_reading'].items():
+def _verdict(values: Mapping[str, Any], live: LiveComparison) -> Iterator[str]:
+    yield sureness_text(values)
+    for why, count in values['overall']['without_reading'].items():
         yield f'not judged: {count} x {why}'
     yield ''
     yield live.verdict
@@ -184,7 +191,7 @@ def _verdict(overall: Mapping[str, Any], live: LiveComparison) -> Iterator[str]:
     for one in live.wrong[:_SHOWN]:
         yield (
             f'  DIFFERS: {one.field} of chunk {one.sequence}, epoch {one.epoch}: '
-            f'{one.live:.9g} live, {one.offline:.9g} now'
+            f'{one.live:.9g} live, {one.offline:.9g} now (observation {one.sureness})'
         )
 
 

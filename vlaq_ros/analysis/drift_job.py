@@ -14,6 +14,7 @@ from typing import Any
 from vlaq_ros.analysis.chunk_observations import Asked, ChunkObservations, Found
 from vlaq_ros.analysis.recorded_levels import precision_problem
 from vlaq_ros.analysis.recorded_run import RecordedRun, read_run
+from vlaq_ros.analysis.replay import Replay, find_replay
 from vlaq_ros.calibration.recordings import layout_of
 from vlaq_ros.control.drift_alarm import DriftLimits
 from vlaq_ros.data.bags import Bag
@@ -37,6 +38,8 @@ class DriftJob:
         bag: The recording.
         reference: Bundle whose answers count as right.
         precision: What the reference runs at: a precision of the bundle, or a level.
+        bundle: The bundle that was recorded; empty: found by its hash, if it is here.
+        is_replayed: Whether observations are proven with the recorded bundle.
         policy: Name of the policy node, where the bag holds several.
         horizon: Rows of a chunk that are executed; 0: as recorded, else as the bundle says.
         window_s: Length of the window [s]; 0: as recorded, else 2.
@@ -49,6 +52,8 @@ class DriftJob:
     bag: Path
     reference: str = 'metaworld'
     precision: str = 'fp32'
+    bundle: str = ''
+    is_replayed: bool = True
     policy: str = ''
     horizon: int = 0
     window_s: float = 0.0
@@ -72,6 +77,8 @@ class CheckedJob:
         found: What each chunk saw.
         horizon, window_s: What is in force.
         provenance: What the recorder knew.
+        replay: The recorded policy, to prove observations; None: it is not here.
+        why_no_replay: Why not.
     """
 
     job: DriftJob
@@ -84,6 +91,8 @@ class CheckedJob:
     horizon: int
     window_s: float
     provenance: Mapping[str, Any]
+    replay: Replay | None
+    why_no_replay: str
 
     @property
     def limits(self) -> DriftLimits:
@@ -116,6 +125,7 @@ def check_job(job: DriftJob) -> CheckedJob:
     """
     problems: list[str] = []
     bundle = _try(problems, BundleError, open_bundle, job.reference)
+    ran = _try(problems, BundleError, open_bundle, job.bundle) if job.bundle else None
     bag = _try(problems, BagError, Bag, job.bag)
     recorded = _try(problems, VlaqError, read_run, bag, job.policy, job.topics) if bag else None
     if not 0.0 <= job.window_s < 3600.0:
@@ -151,6 +161,10 @@ def check_job(job: DriftJob) -> CheckedJob:
     ]
     found = tuple(observations.find(asked))
     _require_most(found, bag.name)
+    provenance = bag.provenance()
+    replay, why = None, 'it was switched off'
+    if job.is_replayed:
+        replay, why = find_replay(provenance, chunks, [*([ran] if ran else []), bundle])
     return CheckedJob(
         job=job,
         bag=bag,
@@ -161,7 +175,9 @@ def check_job(job: DriftJob) -> CheckedJob:
         found=found,
         horizon=horizon,
         window_s=job.window_s or _recorded_window_s(recorded) or WINDOW_S,
-        provenance=bag.provenance(),
+        provenance=provenance,
+        replay=replay,
+        why_no_replay=why,
     )
 
 

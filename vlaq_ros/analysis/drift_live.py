@@ -48,13 +48,22 @@ FIELDS = {**CHUNK_FIELDS, **WINDOW_FIELDS, **LEVEL_FIELDS}
 
 @dataclass(frozen=True)
 class Difference:
-    """A number that the node reported and the one that is found now."""
+    """
+    A number that the node reported and the one that is found now.
+
+    Attributes:
+        sequence, epoch: Of the judged chunk.
+        field: Of `DriftReport`.
+        live, offline: The two numbers.
+        sureness: Of the observation of the chunk; see `drift_measure.PROVEN`.
+    """
 
     sequence: int
     epoch: int
     field: str
     live: float
     offline: float
+    sureness: str = ''
 
     @property
     def size(self) -> float:
@@ -190,6 +199,7 @@ def _judge_again(
                 name,
                 float(getattr(report, name)),
                 float(_value(reading, place)),
+                judged.sureness,
             )
             for name, place in fields.items()
         ]

@@ -5,7 +5,7 @@ The judgement is that of the running node (`policies.drift_monitor`): the same r
 and hysteresis, and a new start with every epoch. What cannot be judged keeps the reason.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vlaq_ros.analysis.chunk_observations import Found
 from vlaq_ros.analysis.drift_job import CheckedJob
 from vlaq_ros.analysis.recorded_levels import group_levels, load_at
 from vlaq_ros.analysis.recorded_run import EpisodeState
 from vlaq_ros.errors import PolicyError
 from vlaq_ros.policies.drift_monitor import DriftMonitor, DriftReading
-from vlaq_ros.types import ActionChunk, Pose
+from vlaq_ros.types import ActionChunk, Observation, Pose
 
 SOURCE = 'shadow'
 """How `DriftReport` calls a reference that is run beside the policy."""
+
+PROVEN, UNPROVEN = 'proven', 'unproven'
+"""The recorded policy gives the recorded chunk for this observation, or for none there is."""
+
+ALIKE, ESTIMATED = 'alike', 'estimated'
+"""Without the recorded policy: all inputs have the stamp of the chunk; or they have not."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,7 @@ class Judged:
         levels: Module group -> level that it was inferred at.
         reference: The reference's answer; None: there is none.
         reading: The drift; None: not known.
-        is_exact: Whether the observation is surely the one that the node had.
+        sureness: How sure it is that the node had this observation; see `PROVEN`.
         problem: Why there is no reading; empty: there is one.
         start: Where the arm was measured at the observation; None: not recorded.
     """
@@ -47,7 +54,7 @@ class Judged:
     levels: dict[str, str]
     reference: ActionChunk | None
     reading: DriftReading | None
-    is_exact: bool
+    sureness: str
     problem: str
     start: Pose | None
 
@@ -107,16 +114,16 @@ def measure(checked: CheckedJob, tell: Callable[[int, int], Any] = lambda *_: No
     Raises:
         PolicyError: The reference has not got the level that was asked for.
     """
-    answers = _answers(checked, tell)
+    answers = _Answers(checked, tell)
     spec, limits = checked.bundle.spec.action, checked.limits
     monitor = DriftMonitor(spec, checked.horizon, limits, checked.window_s)
     episodes, numbers = find_episodes(checked.chunks, checked.recorded.episodes)
     judged, epoch = [], None
-    for number, (chunk, found) in enumerate(zip(checked.chunks, checked.found)):
+    for number, chunk in enumerate(checked.chunks):
         if chunk.epoch != epoch:
             monitor.reset()
             epoch = chunk.epoch
-        answer = answers[number]
+        answer = answers.by_number[number]
         is_known = isinstance(answer, ActionChunk)
         problem = '' if is_known else answer
         if is_known and not np.isfinite(chunk.actions).all():
@@ -129,7 +136,7 @@ def measure(checked: CheckedJob, tell: Callable[[int, int], Any] = lambda *_: No
                 group_levels(chunk.precision),
                 answer if is_known else None,
                 monitor.measured(chunk, answer, SOURCE) if is_known else None,
-                found.is_exact,
+                answers.sureness.get(number, ''),
                 problem,
                 pose_at(checked.recorded.path_ns, checked.recorded.path, chunk.observed_ns),
             )
@@ -138,27 +145,61 @@ def measure(checked: CheckedJob, tell: Callable[[int, int], Any] = lambda *_: No
     return DriftRun(checked, tuple(judged), tuple(episodes), name)
 
 
-def _answers(checked: CheckedJob, tell: Callable[[int, int], Any]) -> dict[int, Any]:
-    """Return chunk -> the reference's chunk, or why there is none."""
-    heads = dict.fromkeys(chunk.head for chunk in checked.chunks)
-    policies = {head: load_at(checked.bundle, checked.job.precision, head) for head in heads}
-    answers: dict[int, Any] = {}
-    epoch = None
-    for found, seen in checked.observations.load(checked.found):
-        chunk = checked.chunks[found.asked.number]
-        policy = policies[chunk.head]
-        if isinstance(seen, str):
-            answers[found.asked.number] = seen
-        else:
-            if chunk.epoch != epoch:
-                policy.reset()
-                epoch = chunk.epoch
-            try:
-                answers[found.asked.number] = policy.infer(seen)
-            except PolicyError as error:
-                answers[found.asked.number] = f'the reference refuses: {error}'
-        tell(len(answers), len(checked.found))
-    return answers
+class _Answers:
+    """What the reference says to every chunk, and how sure its observation is."""
+
+    def __init__(self, checked: CheckedJob, tell: Callable[[int, int], Any]) -> None:
+        self._checked, self._tell = checked, tell
+        heads = dict.fromkeys(chunk.head for chunk in checked.chunks)
+        self._policies = {
+            head: load_at(checked.bundle, checked.job.precision, head) for head in heads
+        }
+        self._epoch: int | None = None
+        self.by_number: dict[int, ActionChunk | str] = {}
+        self.sureness: dict[int, str] = {}
+        unsure = [one for one, seen in self._given() if not self._take(one, seen)]
+        if unsure:
+            self._search(unsure)
+
+    def _given(self) -> Iterator[tuple[Found, Observation]]:
+        """Yield what the bag gives; chunks without observation keep the reason."""
+        for found, seen in self._checked.observations.load(self._checked.found):
+            if isinstance(seen, str):
+                self.by_number[found.asked.number] = seen
+                self._tell(len(self.by_number), len(self._checked.found))
+            else:
+                yield found, seen
+
+    def _take(self, found: Found, seen: Observation) -> bool:
+        """Ask the reference; return False when the recorded policy did not see this."""
+        checked, number = self._checked, found.asked.number
+        chunk, replay = checked.chunks[number], checked.replay
+        is_same = replay.reproduces(chunk, seen) if replay else found.is_alike
+        self.sureness[number] = (
+            (PROVEN if is_same else UNPROVEN) if replay else (ALIKE if is_same else ESTIMATED)
+        )
+        self.by_number[number] = self._ask(chunk, seen)
+        self._tell(len(self.by_number), len(checked.found))
+        return is_same or not replay
+
+    def _search(self, unsure: Sequence[Found]) -> None:
+        """Look for what the recorded policy saw instead."""
+        for found, seen in self._checked.observations.others(unsure):
+            number = found.asked.number
+            chunk = self._checked.chunks[number]
+            if self.sureness[number] == UNPROVEN and self._checked.replay.reproduces(chunk, seen):
+                self.sureness[number] = PROVEN
+                self.by_number[number] = self._ask(chunk, seen)
+
+    def _ask(self, chunk: ActionChunk, seen: Observation) -> ActionChunk | str:
+        policy = self._policies[chunk.head]
+        if chunk.epoch != self._epoch:
+            policy.reset()
+            self._epoch = chunk.epoch
+        try:
+            return policy.infer(seen)
+        except PolicyError as error:
+            return f'the reference refuses: {error}'
 
 
 def find_episodes(

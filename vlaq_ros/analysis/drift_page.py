@@ -54,6 +54,24 @@ def table_rows(values: Mapping[str, Any]) -> list[list[str]]:
     return [head, *rows, ['all', *_cells(values['overall']), '']]
 
 
+def sureness_text(values: Mapping[str, Any]) -> str:
+    """Return how sure it is that the observations are those of the node."""
+    judged, counts = values['overall']['judged'], values['overall']['sureness']
+    proven, alike = counts.get('proven', 0), counts.get('alike', 0)
+    if not values['why_no_replay']:
+        text = (
+            f'{proven} of {judged} observations are proven: the recorded bundle gives the '
+            'recorded actions for them'
+        )
+        missed = '. The others may be off by an image or a state that had not arrived yet'
+        return text + (missed if proven < judged else '')
+    return (
+        f'Observations are not proven ({values["why_no_replay"]}); in {alike} of {judged} all '
+        'inputs have the stamp of the chunk, and in the others those count that the recorder had '
+        'got when the inference began'
+    )
+
+
 def _page(values: Mapping[str, Any], pictures: Mapping[str, str]) -> Iterator[str]:
     overall, reference = values['overall'], values['reference']
     yield f'# Drift of `{values["bag"]}`'
@@ -85,7 +103,7 @@ def _page(values: Mapping[str, Any], pictures: Mapping[str, str]) -> Iterator[st
 
 
 def _facts(values: Mapping[str, Any]) -> Iterator[str]:
-    recorded, limits, overall = values['recorded_with'], values['limits'], values['overall']
+    recorded, limits = values['recorded_with'], values['limits']
     if recorded['bundle']:
         ran = ', '.join(recorded['precisions']) or 'unknown precision'
         yield f'- Recorded with `{recorded["bundle"]}` ({recorded["bundle_hash"][:12]}) at {ran}'
@@ -97,14 +115,7 @@ def _facts(values: Mapping[str, Any]) -> Iterator[str]:
         f'above {1e3 * limits["error_m"]:g} mm, {limits["error_rad"]:g} rad or '
         f'{limits["error_gripper"]:.0%}'
     )
-    if overall['exact'] == overall['judged']:
-        yield '- Every observation is exactly that of the node: all of its inputs have one stamp'
-    else:
-        yield (
-            f'- {overall["exact"]} of {overall["judged"]} observations are exactly those of the '
-            'node; in the others the inputs differ in stamps, and which of them had arrived is '
-            'taken from the recorder'
-        )
+    yield f'- {sureness_text(values)}'
     for note in values['notes']:
         yield f'- **Note**: {note}'
     for topic, why in values['trouble'].items():
@@ -183,7 +194,7 @@ def _live(live: Mapping[str, Any]) -> Iterator[str]:
     for one in live['wrong'][:_SHOWN]:
         yield (
             f'- **differs**: {one["field"]} of chunk {one["sequence"]} (epoch {one["epoch"]}): '
-            f'{one["live"]:.9g} live, {one["offline"]:.9g} now'
+            f'{one["live"]:.9g} live, {one["offline"]:.9g} now (observation {one["sureness"]})'
         )
     if live['remark']:
         yield f'- {live["remark"]}'

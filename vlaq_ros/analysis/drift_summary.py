@@ -61,6 +61,7 @@ def summarize(run: DriftRun, live: LiveComparison) -> dict[str, Any]:
         'levels': level_values(run.judged),
         'chunks': [chunk_values(one) for one in run.judged],
         'live': live_values(live),
+        'why_no_replay': checked.why_no_replay,
         'notes': checked.notes,
         'trouble': dict(checked.recorded.trouble),
         'dropped': dict(checked.observations.dropped),
@@ -74,7 +75,7 @@ def group_values(run: DriftRun, judged: Sequence[Judged]) -> dict[str, Any]:
     values: dict[str, Any] = {
         'chunks': len(judged),
         'judged': len(known),
-        'exact': sum(one.is_exact for one in known),
+        'sureness': dict(Counter(one.sureness for one in known)),
         'without_reading': dict(Counter(one.problem for one in judged if one.problem)),
     }
     for name in MEANS:
@@ -168,7 +169,7 @@ def chunk_values(one: Judged) -> dict[str, Any]:
         'precision': one.chunk.precision,
         'head': one.chunk.head,
         'levels': dict(one.levels),
-        'is_exact': one.is_exact,
+        'sureness': one.sureness,
         'problem': one.problem,
     }
     reading = one.reading

@@ -28,6 +28,7 @@ from vlaq_ros.policies.drift_monitor import PREDICTED
 _PAUSE_S = 0.4
 _UNDECIDED = 0.1  # around half open, where a gripper hovers
 _MOST_EPISODES = 24
+_LETTER = 0.009  # width of a letter of a title, as a share of the axis
 
 
 @dataclass(frozen=True)
@@ -311,6 +312,10 @@ def _episodes(axes: Any, run: DriftRun, axis: TimeAxis) -> None:
         begin = axis(episode.start_ns, episode.number)
         if episode.number:
             axes.axvline(begin, color='0.75', linewidth=0.8)
+        after = min(episode.number + 1, len(run.episodes) - 1)
+        end = axis.end_s if after == episode.number else float(axis.offsets_s[after])
+        if end - begin < _LETTER * len(episode.title) * axis.end_s:
+            continue
         axes.annotate(
             episode.title,
             (begin, 1.0),
