@@ -60,6 +60,7 @@ class FakePolicy:
         self.precisions = ('fp32', 'w8')
         self.levels, self.active_levels = {}, {}
         self.level_limits = 'it is float'
+        self.measured_levels = None
         self.observations = []
         self.resets = 0
         self.unknown = ()
@@ -132,16 +133,7 @@ class Graph:
 
         return self.add(Node(name, context=self.context, **options))
 
-    def policy(
-        self,
-        policy=None,
-        namespace='',
-        remaps=(),
-        loader=None,
-        shadow=None,
-        levels=None,
-        **parameters,
-    ):
+    def policy(self, policy=None, namespace='', remaps=(), loader=None, shadow=None, **parameters):
         """Return a policy node; `sim_time=False` and dotted names as `limits__on_exceed`."""
         from rclpy.parameter import Parameter
 
@@ -158,7 +150,6 @@ class Graph:
         if loader is None:
             options['digest'] = lambda bundle: 'f00d' * 16
             options['origin'] = lambda bundle: None
-            options['levels'] = lambda bundle: levels
         return self.add(
             PolicyNode(
                 namespace=namespace,

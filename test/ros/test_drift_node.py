@@ -355,8 +355,8 @@ def test_a_prediction_is_published_with_its_uncertainty(running, graph, fake_pol
     known = {('w8a16', ANY_PHASE): ErrorStatistics(np.zeros(6), np.diag([1e-6, *[0.0] * 5]), 9)}
     model = PredictedDrift(fake_policy.spec.action, known, {'w8a16': 0.0})
     head = HeadLevels({'w8a16': None}, None, {}, model)
-    levels = BundleLevels(None, None, {'flow': head})
-    robot, node = running(levels=levels, drift__source='predicted')
+    fake_policy.measured_levels = BundleLevels(None, None, {'flow': head})
+    robot, node = running(drift__source='predicted')
     said = []
     robot.node.create_subscription(DriftReport, 'policy/drift', said.append, 50)
     robot.run_until(lambda: said, node, what='a report')

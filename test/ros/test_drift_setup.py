@@ -39,7 +39,6 @@ def setup(loaded):
         load,
         DIGESTS.__getitem__,
         ORIGINS.get,
-        lambda bundle: None,
         lambda policy, config: ('remote for', policy, config),
         lambda: None,
     )
@@ -145,7 +144,7 @@ def measured(spec, *names, head='flow'):
 def test_a_prediction_knows_what_runs_by_the_name_it_was_measured_under(setup, nested):
     """A mixture that was not measured counts as the lowest of its levels, as far as that was."""
     known = 'w8a16', 'w4a8', 'expert w8a16, llm w4a8'
-    setup._levels = lambda bundle: measured(nested.spec, *known)
+    nested.measured_levels = measured(nested.spec, *known)
     parts = setup.make(nested, config(source='predicted'))
     assert parts.source is None
     assert parts.model.levels == known
@@ -159,13 +158,13 @@ def test_a_prediction_knows_what_runs_by_the_name_it_was_measured_under(setup, n
 @pytest.mark.parametrize(
     ('made', 'why'),
     [
-        (lambda spec: None, "bundle 'toy' has not got (no levels.json): calibrate its levels"),
+        (lambda spec: None, "bundle 'toy' has not got (no levels.json): calibrate it with"),
         (lambda spec: measured(spec, 'w8a16', head='token'), "head 'flow', only with token"),
         (lambda spec: measured(spec, 'w4a8'), 'at w8a16, which the policy runs at, but at w4a8'),
     ],
 )
 def test_a_bundle_whose_levels_were_not_measured_cannot_predict(setup, nested, made, why):
-    setup._levels = lambda bundle: made(nested.spec)
+    nested.measured_levels = made(nested.spec)
     with pytest.raises(ConfigError) as caught:
         setup.make(nested, config(source='predicted'))
     assert why in str(caught.value)

@@ -4,8 +4,6 @@ import os
 import sys
 import threading
 
-import torch
-
 NICENESS = 10
 
 
@@ -15,6 +13,8 @@ def stay_in_background() -> None:
 
     On Linux priorities belong to threads; elsewhere the priority stays as it is.
     """
+    import torch  # here, so that nodes without a policy need not load it
+
     if sys.platform == 'linux':
         own = os.PRIO_PROCESS, threading.get_native_id()
         os.setpriority(*own, max(NICENESS, os.getpriority(*own)))

@@ -12,7 +12,7 @@ from itertools import product
 from vlaq_ros.errors import ConfigError
 from vlaq_ros.policies.base import Policy
 from vlaq_ros.policies.drift_monitor import PREDICTED
-from vlaq_ros.policies.levels import BundleLevels, levels_name
+from vlaq_ros.policies.levels import levels_name
 from vlaq_ros.ros.drift_control import DriftParts
 from vlaq_ros.ros.drift_parameters import HIGHER, RAISE, REMOTE, SHADOW, DriftParameters
 from vlaq_ros.ros.drift_sources import ReferenceSource
@@ -32,7 +32,6 @@ class DriftSetup:
         digest: Returns the sha256 that identifies a bundle.
         origin: Returns the digest of the float bundle that a packed one was made of; None: the
             bundle is a float one.
-        levels: Returns what was measured of the levels of a bundle; None: nothing.
         remote: Makes the source `remote` for a policy.
         wake: Makes the executor thread collect what a source has.
     """
@@ -42,14 +41,12 @@ class DriftSetup:
         load_policy: Callable[..., Policy],
         digest: Callable[[str], str],
         origin: Callable[[str], str | None],
-        levels: Callable[[str], BundleLevels | None],
         remote: Callable[[Policy, PolicyParameters], ReferenceSource],
         wake: Callable[[], None],
     ) -> None:
         self._load_policy = load_policy
         self._digest = digest
         self._origin = origin
-        self._levels = levels
         self._remote = remote
         self._wake = wake
 
@@ -71,7 +68,7 @@ class DriftSetup:
         if name == REMOTE:
             return DriftParts(self._remote(policy, config))
         if name == PREDICTED:
-            return _predicted(policy, config, self._levels(config.bundle))
+            return _predicted(policy, config)
         return DriftParts()
 
     def _local(self, name: str, policy: Policy, config: PolicyParameters) -> ReferenceSource:
@@ -135,14 +132,13 @@ def mismatches(config: DriftParameters, policy: Policy) -> Iterator[str]:
         yield f"parameter 'drift.reaction' = 'raise' needs levels to raise, and {fixed}"
 
 
-def _predicted(
-    policy: Policy, config: PolicyParameters, levels: BundleLevels | None
-) -> DriftParts:
-    what = "parameter 'drift.source' = 'predicted'"
+def _predicted(policy: Policy, config: PolicyParameters) -> DriftParts:
+    levels, what = policy.measured_levels, "parameter 'drift.source' = 'predicted'"
     if levels is None:
         raise ConfigError(
             f'{what} needs measured levels, which bundle {config.bundle!r} has not got (no '
-            'levels.json): calibrate its levels, or compare with `shadow` or `higher`'
+            'levels.json): calibrate it with `vlaq calibrate --method nested`, or compare with '
+            '`shadow` or `higher`'
         )
     if policy.head not in levels.heads:
         raise ConfigError(

@@ -17,7 +17,6 @@ from vlaq_ros.control.supervisor import ControlState
 from vlaq_ros.errors import ConfigError, PolicyError
 from vlaq_ros.policies.base import Policy
 from vlaq_ros.policies.bundle import open_bundle
-from vlaq_ros.policies.levels import BundleLevels
 from vlaq_ros.policies.registry import load_policy
 from vlaq_ros.ros import diagnostics, drift_setup, policy_status, qos
 from vlaq_ros.ros.control_loop import ControlLoop
@@ -46,7 +45,6 @@ class PolicyNode(ManagedNode):
         load_policy: Loads a bundle; see `registry.load_policy`.
         digest: Returns the sha256 that identifies a bundle.
         origin: Returns the digest of the float bundle that a packed one was made of, else None.
-        levels: Returns what was measured of the levels of a bundle; None: nothing.
         options: Of `rclpy.node.Node`.
     """
 
@@ -56,14 +54,12 @@ class PolicyNode(ManagedNode):
         load_policy: Callable[..., Policy] = load_policy,
         digest: Callable[[str], str] = lambda bundle: open_bundle(bundle).digest,
         origin: Callable[[str], str | None] = lambda bundle: open_bundle(bundle).origin,
-        levels: Callable[[str], BundleLevels | None] = lambda bundle: open_bundle(bundle).levels(),
         **options: Any,
     ) -> None:
         super().__init__('policy', **options)
         self._load_policy = load_policy
         self._digest = digest
         self._origin = origin
-        self._levels = levels
         self._config: PolicyParameters | None = None
         self._policy: Policy | None = None
         self._inputs: Inputs | None = None
@@ -146,7 +142,8 @@ class PolicyNode(ManagedNode):
         self._announce_precision()
         self.get_logger().info(
             f'configured: bundle {policy.spec.name!r} ({self._bundle_hash[:12]}), precision '
-            f'{policy.precision}, head {policy.head!r}; {self._self_test[1]}'
+            f'{policy.precision}, head {policy.head!r}, drift source {config.drift.source}; '
+            f'{self._self_test[1]}'
         )
         self._announce()
 
@@ -344,7 +341,6 @@ class PolicyNode(ManagedNode):
             self._load_policy,
             self._digest,
             self._origin,
-            self._levels,
             self._remote_reference,
             self._wake.trigger,
         )
