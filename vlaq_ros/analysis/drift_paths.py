@@ -24,7 +24,7 @@ from vlaq_ros.analysis.drift_style import (
 from vlaq_ros.kinematics.drift import integrate
 
 FACTORS = (1, 2, 5, 10, 20, 50, 100, 200, 500)
-_VISIBLE_SHARE = 0.03
+_LARGEST_SHARE = 0.15  # of the extent of the path
 _FLATTEST = 0.4  # no side of the box is shorter than this share of the longest
 _VIEWS = (('top', 0, 1), ('side', 0, 2), ('front', 1, 2))
 
@@ -52,11 +52,13 @@ def fans(run: DriftRun, episode: int) -> list[Fan]:
 
 
 def enlargement(found: list[Fan], extent_m: float) -> int:
-    """Return the smallest factor that makes the typical distance between two ends visible."""
+    """Return the largest factor at which no end of a fan is drawn far from that of the other."""
     distances = [np.linalg.norm(fan.quantized[-1] - fan.reference[-1]) for fan in found]
-    typical = float(np.median(distances)) if distances else 0.0
-    wanted = _VISIBLE_SHARE * extent_m
-    return next((f for f in FACTORS if f * typical >= wanted), FACTORS[-1]) if typical else 1
+    farthest = float(max(distances, default=0.0))
+    if farthest == 0.0:
+        return 1
+    fitting = [f for f in FACTORS if f * farthest <= _LARGEST_SHARE * extent_m]
+    return max(fitting, default=1)
 
 
 def draw_trajectory(path: Path, run: DriftRun, episode: RunEpisode) -> bool:
