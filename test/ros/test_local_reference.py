@@ -1,6 +1,7 @@
 """A second policy in the process: newest first, nothing from before a reset, out of the way."""
 
 import os
+import subprocess
 import sys
 import threading
 from dataclasses import replace
@@ -229,3 +230,9 @@ def test_inline_what_was_not_collected_before_a_reset_is_withdrawn(inline, ask):
     inline.new_epoch(2)
     assert inline.collect() == []
     assert inline.counts['withdrawn'] == 1
+
+
+def test_nodes_without_a_policy_load_no_tensor_library():
+    """Recorder and simulator import the conversions, which know readings of drift."""
+    program = 'import sys, vlaq_ros.ros.conversions; sys.exit("torch" in sys.modules)'
+    assert subprocess.run([sys.executable, '-c', program]).returncode == 0
