@@ -5,7 +5,7 @@ Inside the `with` block the layers multiply by their rounded weights and round t
 token; afterwards the model is bit for bit what it was, whatever happened in between.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from torch import Tensor, nn
@@ -44,10 +44,12 @@ def linear_of_rounded(
 class RoundedLinear(nn.Module):
     """A linear layer with a packed weight, in float32; see `linear_of_rounded`."""
 
-    def __init__(self, weight: MixedWeight, bias: Tensor | None, activation_bits: int) -> None:
+    def __init__(
+        self, weight: MixedWeight, bias: Tensor | None, activation_bits: int, cap: int = 8
+    ) -> None:
         super().__init__()
         self.activation_bits = activation_bits
-        self.weight = nn.Parameter(weight.dequantize(), requires_grad=False)
+        self.weight = nn.Parameter(weight.dequantize(cap=cap), requires_grad=False)
         self.bias = bias
         wide = (weight.widths() == 16).nonzero().flatten()
         self._wide = wide if len(wide) else None
@@ -58,11 +60,18 @@ class RoundedLinear(nn.Module):
 
 
 @contextmanager
-def applied(model: nn.Module, result: MethodResult) -> Iterator[nn.Module]:
+def applied(
+    model: nn.Module, result: MethodResult, caps: Mapping[str, int] | None = None
+) -> Iterator[nn.Module]:
     """
     Give the model the weights and parameters of `result` for the duration of the block.
 
     A quantized layer may get a bias that it did not have.
+
+    Args:
+        model: Changed inside the block.
+        result: What it gets.
+        caps: Layer -> bits that are read of its 8-bit channels; 8 where not named.
 
     Raises:
         SchemeError: Names in `result` that the model does not have, all of them.
@@ -81,7 +90,9 @@ def applied(model: nn.Module, result: MethodResult) -> Iterator[nn.Module]:
             parameters[name].data = result.parameters[name].to(value.dtype)
         for name, weight in result.weights.items():
             bias = result.parameters.get(f'{name}.bias', originals[name].bias)
-            replace_module(model, name, RoundedLinear(weight, bias, result.activation_bits[name]))
+            cap = (caps or {}).get(name, 8)
+            layer = RoundedLinear(weight, bias, result.activation_bits[name], cap)
+            replace_module(model, name, layer)
         yield model
     finally:
         for name, original in originals.items():

@@ -63,14 +63,10 @@ def compensate(
         SchemeError: The Hessian does not fit or is not finite, or the weight cannot be scaled.
     """
     channels, inputs = weight.shape
-    if hessian.shape != (inputs, inputs) or not torch.isfinite(hessian).all():
-        raise SchemeError(
-            f'the Hessian of a weight with {inputs} inputs must be a finite matrix '
-            f'[{inputs}, {inputs}], got {list(hessian.shape)}'
-        )
+    check_hessian(hessian, inputs)
     diagonal = hessian.diagonal()
     order = diagonal.argsort(descending=True) if act_order else torch.arange(inputs)
-    factor = _inverse_factor(hessian[order][:, order].double(), damping)
+    factor = inverse_factor(hessian[order][:, order].double(), damping)
     codes = torch.zeros(channels, inputs, dtype=torch.uint8)
     scale = torch.zeros(channels, -(-inputs // group_size), dtype=torch.float16)
     each = torch.tensor(widths)
@@ -83,6 +79,15 @@ def compensate(
             search = _Search(part, hessian.double(), order, factor, scheme)
             codes[rows], scale[rows] = search.best(chosen, ratios)
     return MixedWeight.from_codes(codes, scale, widths, group_size, weight)
+
+
+def check_hessian(hessian: Tensor, inputs: int) -> None:
+    """Raise a SchemeError unless this can be the Hessian of a weight with so many inputs."""
+    if hessian.shape != (inputs, inputs) or not torch.isfinite(hessian).all():
+        raise SchemeError(
+            f'the Hessian of a weight with {inputs} inputs must be a finite matrix '
+            f'[{inputs}, {inputs}], got {list(hessian.shape)}'
+        )
 
 
 class _Search:
@@ -151,7 +156,7 @@ def _round_columns(
     return restored.to(torch.uint8)
 
 
-def _inverse_factor(hessian: Tensor, damping: float) -> Tensor:
+def inverse_factor(hessian: Tensor, damping: float) -> Tensor:
     """Return the upper Cholesky factor of the damped inverse, float64."""
     identity = torch.eye(len(hessian), dtype=torch.float64)
     mean = hessian.diagonal().mean()

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from vlaq_ros.calibration.artifact import LayerPlan, channel_histogram, mean_bits, read_plan
+from vlaq_ros.calibration.level_tables import level_tables, motion_text
 from vlaq_ros.policies.bundle import ALLOWED, Bundle, open_bundle
 from vlaq_ros.policies.precision import precisions
 
@@ -54,6 +55,10 @@ def describe_bundle(bundle: Bundle) -> dict[str, Any]:
             'layers': {layer.name: layer.to_json() for layer in plan},
             'made': bundle.quantization,
         }
+        levels = bundle.levels()
+        if levels is not None:
+            tables = level_tables(levels, spec.action)
+            found['levels'] = {'motion': motion_text(levels), 'tables': [*map(list, tables)]}
     else:
         found['trained'] = spec.provenance
     return found
@@ -111,6 +116,10 @@ def bundle_text(found: Mapping[str, Any], layers: bool) -> str:
     ]
     if layers:
         lines += ['', *_aligned(_layer_rows(found['layers']))]
+    if 'levels' in found:
+        lines += ['', f'levels      {found["levels"]["motion"]}']
+        for title, header, rows in found['levels']['tables']:
+            lines += ['', title, *(f'  {line}' for line in _aligned([header, *rows]))]
     return '\n'.join([*lines, '', 'how it was made', *_indented(found['made'])])
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from vlaq_ros.calibration.allocation import MENU, channel_bytes
 from vlaq_ros.calibration.artifact import check_destination, open_float_bundle
-from vlaq_ros.calibration.methods import bind_method, layout_is_its_own, option_names
+from vlaq_ros.calibration.methods import bind_method, find_method, layout_is_its_own, option_names
 from vlaq_ros.calibration.quantize import group_size_problems
 from vlaq_ros.calibration.recordings import BagRecording, open_bags
 from vlaq_ros.calibration.samples import SamplePlan
@@ -120,6 +120,11 @@ def check_job(job: CalibrationJob) -> CheckedJob:
     except VlaqError as error:
         problems += [f'--method: {line}' for line in str(error).splitlines()]
     else:
+        if find_method(job.method).is_nested and job.group_size is None:
+            problems.append(
+                f'--group-size none: {job.method} is read at 4 bits, too, which need a scale per '
+                'group: --group-size 64'
+            )
         if bundle is not None and not problems:
             problems += _budget_problems(job, bundle)
     heads = job.heads or (bundle.spec.heads if bundle else ())
@@ -183,12 +188,13 @@ def _budget_problems(job: CalibrationJob, bundle: Bundle) -> list[str]:
         return []
     model = load_float_model(bundle)
     pruned = float(job.options.get('prune_share', option_names(job.method).get('prune_share', 0)))
+    width = MENU.index(find_method(job.method).least_bits)
     weights = smallest = 0.0
     for name, role in layer_roles(model).items():
         if role in QUANTIZED_ROLES:
             rows, columns = model.get_submodule(name).weight.shape
             weights += rows * columns
-            smallest += rows * channel_bytes(columns, job.group_size)[MENU.index(2)]
+            smallest += rows * channel_bytes(columns, job.group_size)[width]
     least = 8 * smallest * (1.0 - pruned) / weights
     if job.bits >= least:
         return []

@@ -31,6 +31,9 @@ class Method(NamedTuple):
         own_layout: `option=value` under which it has a layout of its own, and the budget is not
             one of bits per weight.
         weight: What one of its passes costs, in passes without gradients.
+        least_bits: The smallest width it gives an output channel that it does not prune.
+        is_nested: Whether its 8-bit channels may be read at 4 bits: they have a scale per group,
+            and the levels between which a policy then switches are measured.
     """
 
     module: str
@@ -38,6 +41,8 @@ class Method(NamedTuple):
     passes: float
     own_layout: str = ''
     weight: float = 1.0
+    least_bits: int = 2
+    is_nested: bool = False
 
 
 METHODS = {
@@ -70,6 +75,13 @@ METHODS = {
         "this package's own: joint sensitivity, compensation",
         1,
         weight=9.0,
+    ),
+    'nested': Method(
+        'vlaq_ros.calibration.nested',
+        'one store of 8-bit codes, read at 4 too; levels for changing precision',
+        5,
+        least_bits=8,
+        is_nested=True,
     ),
 }
 

@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlaq_ros.calibration.action_error import ActionMetric, default_metric
-from vlaq_ros.calibration.allocation import MENU
+from vlaq_ros.calibration.action_error import default_metric
 from vlaq_ros.calibration.applied import applied
 from vlaq_ros.calibration.artifact import (
     LayerPlan,
@@ -27,8 +26,10 @@ from vlaq_ros.calibration.artifact import (
 )
 from vlaq_ros.calibration.checkpoint import WorkFolder, digest_of, plain, remembering
 from vlaq_ros.calibration.job import CheckedJob, record_of
+from vlaq_ros.calibration.levels import calibrate_levels, level_runs
 from vlaq_ros.calibration.method import Batch, CalibrationContext, MethodResult
 from vlaq_ros.calibration.methods import bind_method, find_method
+from vlaq_ros.calibration.prediction import mean_cost, mean_square, predicted_error
 from vlaq_ros.calibration.progress import Progress
 from vlaq_ros.calibration.reference import ReferenceForward, make_batches, reference_structure
 from vlaq_ros.calibration.remembered import recall_result, recall_samples
@@ -46,6 +47,7 @@ from vlaq_ros.calibration.verification import (
 )
 from vlaq_ros.errors import SchemeError
 from vlaq_ros.policies.bundle import Bundle
+from vlaq_ros.policies.levels import BundleLevels
 from vlaq_ros.policies.packing import write_packed_bundle
 from vlaq_ros.policies.reference import QUANTIZED_ROLES, layer_roles, load_float_model
 
@@ -73,6 +75,7 @@ class Calibrated:
         sensitivity: Action error of every channel at every width.
         reference, actions, nearest_actions: What the robot would do on the held-out samples: at
             full precision, after calibration, and rounded to nearest (empty: see `nearest`).
+        levels: What every level is worth; None: the result is not nested.
     """
 
     bundle: Bundle
@@ -87,6 +90,7 @@ class Calibrated:
     reference: Actions
     actions: Actions
     nearest_actions: Actions
+    levels: BundleLevels | None = None
 
 
 def calibrate(checked: CheckedJob, progress: Progress) -> Calibrated:
@@ -213,12 +217,13 @@ class _Run:
             candidates=CANDIDATES,
             max_steps=job.promotions,
         )
+        levels = self._levels(final, nearest, drawn) if row.is_nested else None
         progress.begin('packing', 4 * kept)
         with applied(context.model, final):
             actions = executed_actions(context, context.held_out)
             joint = mean_cost(context, metric, context.held_out)
         exact = mean_cost(context, metric, context.held_out)
-        verified = _mean_square([(q - r) for q, r in zip(joint, exact)])
+        verified = mean_square([(q - r) for q, r in zip(joint, exact)])
         record = self._record(drawn, final, verification, before, sensitivity, verified)
         with writing_to(job.out):
             bundle = write_packed_bundle(
@@ -228,6 +233,8 @@ class _Run:
                 final.activation_bits,
                 final.parameters,
                 record,
+                nested=row.is_nested,
+                levels=levels,
             )
         rounded: Actions = ()
         if nearest is not None:
@@ -246,7 +253,22 @@ class _Run:
             reference,
             actions,
             rounded,
+            levels,
         )
+
+    def _levels(
+        self,
+        final: MethodResult,
+        nearest: tuple[MethodResult, Mapping[str, HeadReport]] | None,
+        drawn: SampleSet,
+    ) -> BundleLevels:
+        """Measure and fit the levels of a nested result."""
+        ladder = final.provenance['ladder']
+        runs = level_runs(self.context, ladder)
+        self.progress.begin('verification', runs, f'measuring the levels {", ".join(ladder)}')
+        spec, job = self.checked.bundle.spec, self.checked.job
+        rounded = nearest and nearest[0]
+        return calibrate_levels(self.context, final, rounded, drawn, spec, job.tolerance)
 
     def _decide(self, method: str) -> MethodResult:
         """Run the method, or take what an interrupted run had finished."""
@@ -313,29 +335,3 @@ class _Run:
             'software': software_versions(),
         }
         return plain(record)
-
-
-def predicted_error(result: MethodResult, sensitivity: Mapping[str, LayerSensitivity]) -> float:
-    """
-    Return the squared action error that single sensitivities add up to at these widths.
-
-    They are those of rounding to nearest on the calibration samples. A layer that stays float
-    costs nothing.
-    """
-    total = 0.0
-    for name, weight in result.weights.items():
-        columns = [MENU.index(width) for width in weight.widths().tolist()]
-        total += float(sensitivity[name].cost[range(len(columns)), columns].sum())
-    return total
-
-
-def mean_cost(
-    context: CalibrationContext, metric: ActionMetric, batches: Sequence[Batch]
-) -> list[Tensor]:
-    """Return what the metric sees of each batch [batch, k], with the model as it is now."""
-    with torch.no_grad():
-        return [metric.project(context.forward(batch)) for batch in batches]
-
-
-def _mean_square(differences: Sequence[Tensor]) -> float:
-    return float(torch.cat([d.square().sum(1) for d in differences]).double().mean())

@@ -48,12 +48,15 @@ def recall_samples(
                 tensors[f'{name}.image.{camera.name}'] = torch.from_numpy(images)
             tensors[f'{name}.{_STATE}'] = torch.from_numpy(np.stack([o.state for o in seen]))
             values[name] = [
-                [s.episode, s.instruction, str(s.phase), list(s.source), o.observed_ns]
+                [
+                    *(s.episode, s.instruction, str(s.phase), list(s.source), o.observed_ns),
+                    s.sensitivity,
+                ]
                 for s, o in zip(samples, seen)
             ]
         return tensors, values
 
-    tensors, values = folder.recall('samples', {'plan': asdict(plan)}, make)
+    tensors, values = folder.recall('samples', {'plan': asdict(plan), 'rows': 2}, make)
     sets = [_samples(name, tensors, values[name], spec) for name in _SETS]
     return SampleSet(*sets, values['report'])
 
@@ -64,10 +67,10 @@ def _samples(
     images = {c.name: tensors[f'{name}.image.{c.name}'].numpy() for c in spec.cameras}
     state = tensors[f'{name}.{_STATE}'].numpy()
     samples = []
-    for i, (episode, instruction, phase, source, observed_ns) in enumerate(rows):
+    for i, (episode, instruction, phase, source, observed_ns, fine) in enumerate(rows):
         pictures = {camera: stack[i] for camera, stack in images.items()}
         seen = Observation(pictures, state[i], instruction, observed_ns)
-        samples.append(Sample(seen, episode, instruction, Phase(phase), Source(*source)))
+        samples.append(Sample(seen, episode, instruction, Phase(phase), Source(*source), fine))
     return tuple(samples)
 
 

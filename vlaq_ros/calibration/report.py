@@ -16,6 +16,7 @@ import numpy as np
 from vlaq_ros.calibration.allocation import MENU
 from vlaq_ros.calibration.artifact import LayerPlan, channel_histogram, mean_bits, plan_of
 from vlaq_ros.calibration.checkpoint import plain
+from vlaq_ros.calibration.level_tables import level_page, markdown_table
 from vlaq_ros.calibration.pipeline import Actions, Calibrated
 from vlaq_ros.calibration.verification import HeadReport
 from vlaq_ros.errors import MissingDependencyError
@@ -95,6 +96,7 @@ def report_values(found: Calibrated, spent_s: Mapping[str, float]) -> dict[str, 
         'bits': bits,
         'drift_curves': curves,
         'spent_s': dict(spent_s),
+        'levels': None if found.levels is None else found.levels.to_json(),
     }
 
 
@@ -150,6 +152,8 @@ def _page(values: Mapping[str, Any], found: Calibrated, pictures: list[str]) -> 
     yield from _prediction(record)
     for name in pictures:
         yield from (f'## {PICTURES[name]}', '', f'![{PICTURES[name]}]({name})', '')
+    if found.levels is not None:
+        yield from level_page(found.levels, found.context.spec)
     yield from _steps_back(record)
     yield from _samples(record)
     yield from _time(values)
@@ -185,7 +189,7 @@ def _sizes(values: Mapping[str, Any], found: Calibrated) -> Iterator[str]:
     before, after = ((b.path / WEIGHTS).stat().st_size for b in (found.origin, found.bundle))
     yield '## Size'
     yield ''
-    yield from _table(
+    yield from markdown_table(
         ('', 'before', 'after', 'share'),
         [
             (
@@ -208,7 +212,7 @@ def _sizes(values: Mapping[str, Any], found: Calibrated) -> Iterator[str]:
             ),
         ],
     )
-    yield from _table(
+    yield from markdown_table(
         ('part', 'layers', 'weights', 'bits per weight', *(f'{w} bit' for w in MENU)),
         [
             (
@@ -254,12 +258,12 @@ def _errors(values: Mapping[str, Any]) -> Iterator[str]:
     header = (f'{name} [{_unit(unit)}]' for name, unit in dimensions)
     yield 'Mean absolute error of a step, largest in brackets:'
     yield ''
-    yield from _table(('', *header), rows)
+    yield from markdown_table(('', *header), rows)
     samples = next(iter(next(iter(values['heads'].values())).values()))['samples']
     yield f'Of the pose, mean over {samples} chunks:'
     yield ''
     drift = ('', 'per step [mm]', 'after a chunk [mm]', 'after a chunk [mrad]', 'gripper differs')
-    yield from _table(drift, drifts)
+    yield from markdown_table(drift, drifts)
     listed = ', '.join(f'{name} {number:.3f}' for name, number in values['bits'].items())
     yield (
         f'Bits per weight, scales included: {listed}. Rounding to nearest takes the widest '
@@ -287,7 +291,7 @@ def _steps_back(record: Mapping[str, Any]) -> Iterator[str]:
     yield '## Steps back towards more bits'
     yield ''
     rows = [(name, f'{a:.3f}', f'{b:.3f}') for name, a, b in record['promoted']]
-    yield from _table(('layer', 'bits before', 'bits after'), rows)
+    yield from markdown_table(('layer', 'bits before', 'bits after'), rows)
 
 
 def _samples(record: Mapping[str, Any]) -> Iterator[str]:
@@ -300,7 +304,7 @@ def _samples(record: Mapping[str, Any]) -> Iterator[str]:
         phases = ', '.join(f'{phase} {count}' for phase, count in one['phases'].items())
         counts = (one['samples'], len(one['instructions']), len(one['episodes']))
         rows.append((name.replace('_', '-'), *map(str, counts), phases))
-    yield from _table(('', 'samples', 'instructions', 'episodes', 'phases'), rows)
+    yield from markdown_table(('', 'samples', 'instructions', 'episodes', 'phases'), rows)
     for one in drawn['recordings']:
         for loss in one['losses']:
             yield f'- `{one["name"]}`: {loss}'
@@ -313,14 +317,6 @@ def _time(values: Mapping[str, Any]) -> Iterator[str]:
     spent = {stage: s for stage, s in values['spent_s'].items() if stage != 'report'}
     listed = ', '.join(f'{stage} {seconds:.1f} s' for stage, seconds in spent.items())
     yield f'Time: {listed}.'
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    yield '| ' + ' | '.join(header) + ' |'
-    yield '| ' + ' | '.join(['---', *['---:'] * (len(header) - 1)]) + ' |'
-    for row in rows:
-        yield '| ' + ' | '.join(row) + ' |'
-    yield ''
 
 
 def _unit(unit: str) -> str:

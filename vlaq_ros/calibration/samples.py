@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vlaq_ros.calibration.motion_history import motion_before
 from vlaq_ros.calibration.phases import (
     Phase,
     motion_columns,
@@ -39,13 +40,18 @@ class Source(NamedTuple):
 
 @dataclass(frozen=True)
 class Sample:
-    """One observation with what it is an example of."""
+    """
+    One observation with what it is an example of.
+
+    `sensitivity` is that of the motion before it (`motion_history`); None: unknown.
+    """
 
     observation: Observation
     episode: str
     instruction: str
     phase: Phase
     source: Source
+    sensitivity: float | None = None
 
 
 @dataclass(frozen=True)
@@ -110,6 +116,7 @@ class _Candidate(NamedTuple):
     recording: int
     moment: Moment
     phase: Phase
+    sensitivity: float | None
 
 
 def draw_samples(
@@ -124,7 +131,7 @@ def draw_samples(
     """
     plan = plan or SamplePlan()
     surveyed = _survey(recordings, plan)
-    scale, candidates = _with_phases(surveyed, spec)
+    scale, measured, candidates = _with_phases(surveyed, spec)
     rng = np.random.default_rng(plan.seed)
     held_out_episodes = _split(candidates, plan.held_out_share, rng)
     parts = {
@@ -137,6 +144,7 @@ def draw_samples(
         'plan': asdict(plan),
         'recordings': [recording.report() for recording in recordings],
         'speed_scale': scale,
+        'measured_step_m': measured,
         **{name: _counts(drawn) for name, drawn in samples.items()},
     }
     return SampleSet(samples['calibration'], samples['held_out'], report)
@@ -165,8 +173,8 @@ def _survey(recordings: Sequence[Recording], plan: SamplePlan) -> list[list[Mome
 
 def _with_phases(
     surveyed: Sequence[Sequence[Moment]], spec: PolicySpec
-) -> tuple[float, list[_Candidate]]:
-    """Return the speed scale, and every moment at which the arm is doing something."""
+) -> tuple[float, float | None, list[_Candidate]]:
+    """Return the speed scale, the long step, and every moment at which the arm does something."""
     columns, gripper_column = motion_columns(spec.state)
     episodes: dict[tuple[int, str], list[Moment]] = defaultdict(list)
     for number, moments in enumerate(surveyed):
@@ -178,6 +186,7 @@ def _with_phases(
         states = np.stack([moment.state for moment in moments])
         tracks.append((number, moments, stamps_ns, states, speeds(stamps_ns, states[:, columns])))
     scale = speed_scale([track[-1] for track in tracks])
+    step_m, before = motion_before([track[2:4] for track in tracks], spec)
     openings = (
         [states[:, gripper_column] for *_, states, _ in tracks]
         if gripper_column is not None
@@ -186,12 +195,12 @@ def _with_phases(
     joined = np.concatenate([*openings, np.zeros(0)])
     gripper_range = (joined.min(), joined.max()) if len(joined) else (0.0, 0.0)
     candidates = []
-    for number, moments, stamps_ns, states, speed in tracks:
+    for (number, moments, stamps_ns, states, speed), fine in zip(tracks, before):
         gripper = states[:, gripper_column] if gripper_column is not None else None
         if scale > 0.0:
             found = phases_of(stamps_ns, speed, scale, gripper, gripper_range)
-            candidates += [_Candidate(number, m, phase) for m, phase in zip(moments, found)]
-    return scale, [c for c in candidates if c.phase is not Phase.IDLE]
+            candidates += [_Candidate(number, *row) for row in zip(moments, found, fine)]
+    return scale, step_m, [c for c in candidates if c.phase is not Phase.IDLE]
 
 
 def _split(
@@ -276,6 +285,7 @@ def _draw(
                     moment.instruction,
                     picked[key].phase,
                     Source(recording.name, recording.topic, moment.stamp_ns),
+                    picked[key].sensitivity,
                 )
         if len(drawn) == count:
             return tuple(sample for _, sample in sorted(drawn.items(), key=lambda item: item[0]))

@@ -128,13 +128,14 @@ def judge(
     for head in reference[0]:
         quantized = torch.cat([actions[head] for actions in found]).double().numpy()
         exact = torch.cat([actions[head] for actions in reference]).double().numpy()
-        reports[head] = _report(context, quantized, exact)
+        reports[head] = head_report(quantized, exact, context.spec)
     return reports
 
 
-def _report(context: CalibrationContext, quantized: np.ndarray, exact: np.ndarray) -> HeadReport:
-    drifts = [open_loop_drift(q, r, context.spec) for q, r in zip(quantized, exact)]
-    error = np.abs(quantized - exact).reshape(-1, context.spec.dim)
+def head_report(quantized: np.ndarray, exact: np.ndarray, spec: ActionSpec) -> HeadReport:
+    """Compare two arrays of chunks [samples, horizon, action_dim] of one head."""
+    drifts = [open_loop_drift(q, r, spec) for q, r in zip(quantized, exact)]
+    error = np.abs(quantized - exact).reshape(-1, spec.dim)
 
     def mean(name: str) -> float:
         return float(np.mean([getattr(drift, name) for drift in drifts]))
@@ -145,7 +146,7 @@ def _report(context: CalibrationContext, quantized: np.ndarray, exact: np.ndarra
         step_m=mean('position_per_step_m'),
         drift_m=mean('position_accumulated_m'),
         drift_rad=mean('rotation_accumulated_rad'),
-        gripper=_gripper_disagreement(quantized, exact, context.spec),
+        gripper=_gripper_disagreement(quantized, exact, spec),
         samples=len(drifts),
     )
 

@@ -6,6 +6,7 @@ Bundles: a policy as a directory of plain files that is checked before anything 
     config.json        sizes of the network
     model.safetensors  weights
     golden.json        actions of the full-precision policy for a synthetic observation
+    levels.json        errors and boundaries of the levels of a nested store (`policies.levels`)
 
 No pickle, no code, no download. A directory with a missing, unknown or altered file is refused.
 """
@@ -20,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlaq_ros.errors import BundleError
+from vlaq_ros.errors import BundleError, ConfigError
+from vlaq_ros.policies.levels import BundleLevels
 from vlaq_ros.policies.spec import PolicySpec
 
 FORMAT = 1
@@ -29,9 +31,10 @@ SPEC = 'policy.json'
 CONFIG = 'config.json'
 WEIGHTS = 'model.safetensors'
 GOLDEN = 'golden.json'
+LEVELS = 'levels.json'
 QUANTIZATION = 'quantization'
 REQUIRED = (SPEC, CONFIG, WEIGHTS)
-ALLOWED = (*REQUIRED, GOLDEN)
+ALLOWED = (*REQUIRED, GOLDEN, LEVELS)
 MAX_JSON_BYTES = 4 * 2**20
 SHIPPED = Path(__file__).resolve().parent.parent / 'bundles'
 
@@ -76,6 +79,23 @@ class Bundle:
         """Return the golden actions, None when the bundle ships none."""
         path = self.path / GOLDEN
         return _read_json(path) if path.exists() else None
+
+    def levels(self) -> BundleLevels | None:
+        """
+        Return what a calibration measured of its levels, None when nobody has.
+
+        Raises:
+            BundleError: The file is of another format, or something in it is missing, unknown or
+                impossible; all of it is listed.
+        """
+        path = self.path / LEVELS
+        if not path.exists():
+            return None
+        try:
+            return BundleLevels.from_json(_read_json(path), self.spec.action, self.spec.heads)
+        except ConfigError as error:
+            lines = str(error).splitlines()
+            raise BundleError('\n'.join(f'{path}: {line}' for line in lines)) from error
 
 
 def resolve(bundle: str | Path) -> Path:
@@ -131,6 +151,7 @@ def write_bundle(
     config: dict[str, Any],
     weights: Mapping[str, Any] | Callable[[Path], None],
     golden: dict[str, Any] | None = None,
+    levels: dict[str, Any] | None = None,
 ) -> None:
     """
     Write a bundle next to `path` and move it into place: `path` is never half-written.
@@ -141,6 +162,7 @@ def write_bundle(
         config: Goes to `config.json`.
         weights: Name -> tensor, or a function that writes the weights to a path.
         golden: Goes to `golden.json` when given.
+        levels: Goes to `levels.json` when given.
     """
     from safetensors.torch import save_file
 
@@ -155,6 +177,8 @@ def write_bundle(
             save_file(weights, partial / WEIGHTS)
         if golden is not None:
             _write_json(partial / GOLDEN, golden)
+        if levels is not None:
+            _write_json(partial / LEVELS, levels)
         files = {
             p.name: {'sha256': _sha256(p), 'bytes': p.stat().st_size}
             for p in sorted(partial.iterdir())

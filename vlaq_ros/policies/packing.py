@@ -19,6 +19,7 @@ from vlaq_ros.errors import BundleError, SchemeError
 from vlaq_ros.nn.store_file import save_model
 from vlaq_ros.nn.surgery import prepare_empty
 from vlaq_ros.policies.bundle import QUANTIZATION, Bundle, open_bundle, write_bundle
+from vlaq_ros.policies.levels import BundleLevels
 from vlaq_ros.policies.reference import golden_actions, load_float_model
 from vlaq_ros.quant.mixed import MixedWeight
 
@@ -31,6 +32,7 @@ def write_packed_bundle(
     parameters: Mapping[str, Tensor] | None = None,
     provenance: Mapping[str, Any] | None = None,
     nested: bool = False,
+    levels: BundleLevels | None = None,
 ) -> Bundle:
     """
     Write a packed bundle; nothing appears at `path` unless it loads and infers.
@@ -45,6 +47,7 @@ def write_packed_bundle(
         provenance: Plain JSON values that say how it was made.
         nested: Whether its 8-bit channels may be read at 4 bits: they have a scale per group, and
             the error of both views was looked at.
+        levels: What was measured of its levels.
 
     Returns:
         The written bundle.
@@ -60,6 +63,7 @@ def write_packed_bundle(
     model = packed_model(bundle, weights, activation_bits, parameters or {})
     record = {'origin': bundle.digest, 'nested': nested, **(provenance or {})}
     config = {**bundle.config, QUANTIZATION: record}
+    table = None if levels is None else levels.to_json()
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
 
@@ -68,9 +72,10 @@ def write_packed_bundle(
 
     with tempfile.TemporaryDirectory(prefix=f'.{path.name}.', dir=path.parent) as folder:
         draft = Path(folder) / 'draft'
-        write_bundle(draft, bundle.spec, config, weights_to)
+        write_bundle(draft, bundle.spec, config, weights_to, levels=table)
+        open_bundle(draft).levels()
         actions = golden_actions(open_bundle(draft), tuple(golden['instructions']))
-    write_bundle(path, bundle.spec, config, weights_to, actions)
+    write_bundle(path, bundle.spec, config, weights_to, actions, table)
     return open_bundle(path)
 
 
