@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from vlaq_ros.control.precision import PrecisionLevel
+from vlaq_ros.policies.levels import BundleLevels
 from vlaq_ros.policies.spec import PolicySpec
 from vlaq_ros.types import ActionChunk, Observation
 
@@ -81,6 +82,7 @@ class Policy(Protocol):
         level_limits: Why there are no other levels, for refusals; empty when nothing is missing.
         executed_weights: Quantized weights that an inference with this head reads, by module group
             and stored width.
+        measured_levels: What a calibration has stored about its levels; None: nothing.
     """
 
     spec: PolicySpec
@@ -91,6 +93,7 @@ class Policy(Protocol):
     active_levels: Mapping[str, PrecisionLevel]
     level_limits: str
     executed_weights: Mapping[str, Mapping[int, int]]
+    measured_levels: BundleLevels | None
 
     def reset(self) -> None:
         """Forget everything remembered from earlier observations."""

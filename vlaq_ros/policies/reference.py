@@ -79,6 +79,7 @@ class ReferencePolicy:
         self.spec = bundle.spec
         self.precisions = precisions(bundle)
         self.head = head
+        self.measured_levels = bundle.levels()
         self._bundle = bundle
         self._model = model
         self._dtype = torch.bfloat16 if precision == 'bf16' else torch.float32

@@ -32,6 +32,7 @@ class ToyPolicy:
         self.spec = spec
         self.precisions = (*FLOAT_PRECISIONS, *QUANTIZED_PRECISIONS)
         self.head = head
+        self.measured_levels = None
         self._low = np.array(spec.action.low)
         self._span = np.array(spec.action.high) - self._low
         self._switch = _level_switch(precision)

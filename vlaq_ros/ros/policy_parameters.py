@@ -194,6 +194,14 @@ class DynamicPrecisionParameters:
         'JSON file of rules, levels and thresholds by module group; it takes the place of '
         '`policy`, `levels`, `boundaries`, `lower_after` and `dwell_s`',
     )
+    source: str = parameter(
+        'parameters',
+        'Where levels, boundaries and normalizers come from: `levels`, `boundaries`, '
+        '`translation_m`, `rotation_rad` (`parameters`), or a calibration that stored them with '
+        'the policy (`bundle`)',
+        choices=('parameters', 'bundle'),
+        applies=Applies.LIVE,
+    )
     levels: tuple[str, ...] = parameter(
         ('w8a8', 'w8a16'),
         'Levels to choose from, lowest first; ~/precision lists those that the bundle can run at',
@@ -261,7 +269,13 @@ class DynamicPrecisionParameters:
 
     def contradictions(self) -> Iterator[str]:
         """Yield what is wrong with the levels and boundaries that are in use."""
-        if self.policy == 'static' or self.file:
+        if self.file and self.source == 'bundle':
+            yield (
+                f"parameters 'dynamic_precision.file' = {self.file!r} and "
+                "'dynamic_precision.source' = 'bundle' exclude each other: empty the file, or set "
+                "the source to 'parameters'"
+            )
+        if self.policy == 'static' or self.file or self.source == 'bundle':
             return
         try:
             GroupParameters(PrecisionMenu.from_names(*self.levels), self.edges)

@@ -141,7 +141,7 @@ class PrecisionControl:
             and not (by_drift and before.drift != config.drift)
         ):
             return
-        self._tracker = MotionTracker(motion_scale(config.dynamic_precision, self._policy.spec))
+        self._tracker = MotionTracker(motion_scale(config.dynamic_precision, self._policy))
         rules = rules_of(config.dynamic_precision, self._policy, config.drift)
         self._controller = None if rules is None else rules.controller()
 

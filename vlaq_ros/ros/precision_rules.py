@@ -1,10 +1,10 @@
 """
-How a loaded policy's precision shall be decided, from the parameters of the node or a file.
+How a loaded policy's precision shall be decided: from parameters of the node, a file, or a bundle.
 
 Everything is checked here against the levels that the policy really has, before anything changes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from vlaq_ros.control.precision import PrecisionLevel, PrecisionMenu
@@ -12,7 +12,6 @@ from vlaq_ros.control.precision_parameters import GroupParameters, PrecisionPara
 from vlaq_ros.errors import ConfigError
 from vlaq_ros.kinematics.motion import MotionScale, OnlineMotionScale
 from vlaq_ros.policies.base import Policy
-from vlaq_ros.policies.spec import PolicySpec
 from vlaq_ros.ros.drift_parameters import MEASURING, DriftParameters
 from vlaq_ros.ros.policy_parameters import DynamicPrecisionParameters
 from vlaq_ros.types import POSITION_NAMES
@@ -43,8 +42,7 @@ def rules_of(
     elif config.policy == 'drift' and not drift.is_measured:
         raise ConfigError(f"parameter 'dynamic_precision.policy' = 'drift' {_unmeasured(drift)}")
     else:
-        group = GroupParameters(PrecisionMenu.from_names(*config.levels), config.edges)
-        groups = dict.fromkeys(policy.levels, group)
+        groups = _groups_of(config, policy)
         if not groups:
             raise ConfigError(
                 f"parameter 'dynamic_precision.policy' = {config.policy!r} needs levels to choose "
@@ -74,9 +72,37 @@ def mismatches(
     """Yield why precision cannot be decided like this for a loaded policy."""
     try:
         rules_of(config, policy, drift)
-        motion_scale(config, policy.spec)
+        motion_scale(config, policy)
     except ConfigError as error:
         yield from str(error).splitlines()
+
+
+def _groups_of(
+    config: DynamicPrecisionParameters, policy: Policy
+) -> Mapping[str, GroupParameters]:
+    """Return the levels of every module group, and for `dyq` the boundaries between them."""
+    if config.source == 'parameters':
+        group = GroupParameters(PrecisionMenu.from_names(*config.levels), config.edges)
+        return dict.fromkeys(policy.levels, group)
+    measured = policy.measured_levels
+    where = "parameter 'dynamic_precision.source' = 'bundle'"
+    if measured is None or policy.head not in measured.heads:
+        lacks = 'no measured levels' if measured is None else f'none of head {policy.head!r}'
+        raise ConfigError(
+            f'{where}: bundle {policy.spec.name!r} holds {lacks}: calibrate it with `vlaq '
+            "calibrate --method nested`, or set it to 'parameters' and give levels and boundaries"
+        )
+    found = measured.heads[policy.head]
+    groups = found.precision.groups
+    unfitted = [
+        f'{where}: {name} has no boundaries, {found.fits[name].get("why", "nobody fitted them")}'
+        for name, group in groups.items()
+        if group.boundaries is None and config.policy == 'dyq'
+    ]
+    if unfitted:
+        advice = "calibrate with more episodes, or set it to 'parameters' and give boundaries"
+        raise ConfigError('\n'.join(f'{line}: {advice}' for line in unfitted))
+    return groups
 
 
 def _unmeasured(drift: DriftParameters) -> str:
@@ -95,9 +121,12 @@ def unavailable(policy: Policy, group: str, level: PrecisionLevel) -> str:
 
 
 def motion_scale(
-    config: DynamicPrecisionParameters, spec: PolicySpec
+    config: DynamicPrecisionParameters, policy: Policy
 ) -> MotionScale | OnlineMotionScale:
     """Return the normalizers that were given; those of motion that is not commanded are unused."""
+    spec = policy.spec
+    if config.source == 'bundle' and policy.measured_levels is not None:
+        return policy.measured_levels.motion or OnlineMotionScale(spec.action)
     if not config.translation_m and not config.rotation_rad:
         return OnlineMotionScale(spec.action)
     moves = any(name in POSITION_NAMES for name in spec.action.names)
