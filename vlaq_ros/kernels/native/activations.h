@@ -90,20 +90,17 @@ VLAQ_INLINE Ints to_codes(Floats scaled) {
   return bits - 0x4B400000;
 }
 
-// Writes the codes of one row: one word per four of them, or with PARTS = 2 a pair of words that
-// hold the even and the odd ones as 16-bit numbers.
+// The words of VALUES codes: one word per four of them, or with PARTS = 2 a pair of words that hold the
+// even and the odd ones as 16-bit numbers.
 template <int PARTS>
-VLAQ_INLINE void write_codes(int32_t* to, int rows, Ints codes) {
+VLAQ_INLINE void write_codes(int32_t* to, Ints codes) {
   if (PARTS == 1) {
     const SignedBytes bytes = __builtin_convertvector(codes, SignedBytes);
-    int32_t word[VALUES / 4];
-    __builtin_memcpy(word, &bytes, sizeof word);
-    for (int i = 0; i < VALUES / 4; i++) to[i * rows] = word[i];
+    __builtin_memcpy(to, &bytes, sizeof bytes);
   } else {
-    for (int i = 0; i < VALUES; i += 4) {
-      to[i / 2 * rows] = (codes[i] & 0xFFFF) | int32_t(uint32_t(codes[i + 2]) << 16);
-      to[(i / 2 + 1) * rows] = (codes[i + 1] & 0xFFFF) | int32_t(uint32_t(codes[i + 3]) << 16);
-    }
+    Shorts pairs;
+    for (int i = 0; i < VALUES; i++) pairs[i] = int16_t(codes[i / 4 * 4 + i % 4 / 2 + i % 2 * 2]);
+    __builtin_memcpy(to, &pairs, sizeof pairs);
   }
 }
 
@@ -128,15 +125,15 @@ void quantize_segment(const T* x, int64_t next, int64_t in, int64_t begin, int64
   Ints sum_high = {}, sum_low = {};
   const auto put = [&](Ints bits, int64_t k) __attribute__((always_inline)) {
     const Ints codes = (to_codes(as_floats(bits) * step.inverse) & step.keep) << step.doubled;
-    int32_t* word = to + k / 4 * rows * PARTS;
+    int32_t* word = to + (k / CHUNK * rows * CHUNK + k % CHUNK) / 4 * PARTS;
     if (PASSES == 2) {
       const Ints high = (codes + 128) >> 8, low = codes - (high << 8);
-      write_codes<PARTS>(word, rows, high);
-      write_codes<PARTS>(word + 1, rows, low);
+      write_codes<PARTS>(word, high);
+      write_codes<PARTS>(word + CHUNK / 4 * PARTS, low);
       sum_high += high;
       sum_low += low;
     } else {
-      write_codes<PARTS>(word, rows, codes);
+      write_codes<PARTS>(word, codes);
       sum_high += codes;
     }
   };
@@ -158,7 +155,7 @@ VLAQ_INLINE void quantize_token(const Job& job, int64_t tile, int token, int row
   const T* x = static_cast<const T*>(job.x) + t * job.x_stride;
   const int passes = job.integer.passes;
   const int64_t before = job.integer.first(tile) * passes;  // rows in front of this tile
-  int32_t* to = job.codes + before * (K / 4) * PARTS + token * passes;
+  int32_t* to = job.codes + (before * K + token * passes * CHUNK) / 4 * PARTS;
 
   const float levels = job.activation_bits == 16 ? 32512.0f
                        : job.activation_bits == 8 ? 127.0f
@@ -224,9 +221,7 @@ VLAQ_INLINE bool round_inputs(const Job& job, int64_t t, int64_t begin, int64_t 
     const Ints magnitude = bits & 0x7FFFFFFF;
     most = magnitude > most ? magnitude : most;
     const UShorts halves = __builtin_convertvector(round_bits(bits), UShorts);
-    uint32_t word[VALUES / 2];
-    __builtin_memcpy(word, &halves, sizeof word);
-    for (int i = 0; i < VALUES / 2; i++) to[(k / 2 + i) * rows] = word[i];
+    __builtin_memcpy(to + (k / CHUNK * rows * CHUNK + k % CHUNK) / 2, &halves, sizeof halves);
   };
   const int64_t full = end <= in ? end : in / VALUES * VALUES;
   for (int64_t k = begin; k < full; k += VALUES) {
@@ -247,7 +242,7 @@ static void round_tile(const Job& job, int64_t tile) {
     const int64_t end = begin + BLOCK < K ? begin + BLOCK : K;
     for (int token = 0; token < rows; token++) {
       const int64_t t = first + token;
-      uint32_t* to = job.rounded_x + first * (K / 2) + token;
+      uint32_t* to = job.rounded_x + (first * K + token * CHUNK) / 2;
       const bool finite = job.dtype == VLAQ_FLOAT32
                               ? round_inputs<float>(job, t, begin, end, to, rows)
                               : round_inputs<uint16_t>(job, t, begin, end, to, rows);

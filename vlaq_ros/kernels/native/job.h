@@ -44,10 +44,10 @@ struct Job {
 
   // Activations as the dot products take them, one block per tile of tokens; see activations.h.
   Tiling integer, rounded;      // for the integer rows; for the bfloat16 rows
-  int32_t* codes;               // [tile][K / 4][rows][PARTS] groups of four codes
+  int32_t* codes;               // [tile][K / 16][rows][4][PARTS] groups of four codes
   int32_t* start[ZEROS];        // [tile][segment][rows] -zero * (sum of codes); null if not needed
   float* step;                  // [tokens] value of one code; NaN for a row that is not finite
-  uint32_t* rounded_x;          // [tile][K / 2][rows] pairs of bfloat16
+  uint32_t* rounded_x;          // [tile][K / 16][rows][8] pairs of bfloat16
   float* valid;                 // [tokens] 1, or NaN for a row that is not finite
 };
 

@@ -97,10 +97,10 @@ VLAQ_INLINE void step(const Operands& o, int64_t chunk, Isa::I (&sum)[SETS][ROWS
       if (PANEL == WRITE_PANEL) Isa::store(panel_at<NB, S, P>(o, chunk, v), weight[v]);
     }
   }
-  const int32_t* codes = o.codes + ((chunk * 4 + S) * Isa::PARTS + P) * ROWS;
+  const int32_t* codes = o.codes + chunk * ROWS * (4 * Isa::PARTS) + S * Isa::PARTS + P;
 #pragma GCC unroll 16
   for (int m = 0; m < ROWS; m++) {
-    const Isa::I x = Isa::broadcast(codes + m);
+    const Isa::I x = Isa::broadcast(codes + m * (4 * Isa::PARTS));
 #pragma GCC unroll 16
     for (int v = 0; v < NB * VECTORS; v++) Isa::dot(sum[S % SETS][m][v], weight[v], x);
   }
@@ -194,21 +194,24 @@ void multiply16(const Operands& o) {
 #pragma GCC unroll 16
     for (int v = 0; v < COLUMNS; v++) sum[m][v] = Isa::zero_floats();
   const int32_t* x = o.codes;
-  for (int64_t pair = 0; pair < o.chunks * 8; pair++, x += ROWS) {
-    Isa::I weight[COLUMNS];
+  const uint8_t* plane = o.high;
+  for (int64_t chunk = 0; chunk < o.chunks; chunk++, x += ROWS * 8, plane += 8 * 64)
+#pragma GCC unroll 8
+    for (int pair = 0; pair < 8; pair++) {
+      Isa::I weight[COLUMNS];
 #pragma GCC unroll 16
-    for (int v = 0; v < COLUMNS; v++) {
-      const uint8_t* from = o.high + v / VECTORS * o.tile_bytes + pair * 64;
-      if (v % VECTORS == 0) __builtin_prefetch(from + PREFETCH_BYTES);
-      weight[v] = Isa::load(from + v % VECTORS * VECTOR_BYTES);
+      for (int v = 0; v < COLUMNS; v++) {
+        const uint8_t* from = plane + v / VECTORS * o.tile_bytes + pair * 64;
+        if (v % VECTORS == 0) __builtin_prefetch(from + PREFETCH_BYTES);
+        weight[v] = Isa::load(from + v % VECTORS * VECTOR_BYTES);
+      }
+#pragma GCC unroll 16
+      for (int m = 0; m < ROWS; m++) {
+        const Isa::I pair_x = Isa::broadcast(x + m * 8 + pair);
+#pragma GCC unroll 16
+        for (int v = 0; v < COLUMNS; v++) Isa::dot16(sum[m][v], weight[v], pair_x);
+      }
     }
-#pragma GCC unroll 16
-    for (int m = 0; m < ROWS; m++) {
-      const Isa::I pair_x = Isa::broadcast(x + m);
-#pragma GCC unroll 16
-      for (int v = 0; v < COLUMNS; v++) Isa::dot16(sum[m][v], weight[v], pair_x);
-    }
-  }
 #pragma GCC unroll 16
   for (int m = 0; m < ROWS; m++)
 #pragma GCC unroll 16
