@@ -33,6 +33,7 @@ QUIET = Phase('without switches', 1.0, REGULAR, REGULAR, 0)
 REPORT = StormReport(
     settings={'switches': 4},
     period_s=PERIOD_S,
+    speed=1.0,
     phases=(QUIET, replace(QUIET, name='with switches')),
     calls={'asked': 4, 'accepted': 4},
     confirmed=2,
@@ -55,6 +56,12 @@ def test_a_tick_that_is_missing_is_no_gap_and_two_are():
 def test_stamps_that_repeat_and_that_go_back_are_told_apart():
     gaps = gaps_of([0.02] * 4, [PERIOD_NS, 0, -1, PERIOD_NS])
     assert (gaps.repeated, gaps.back) == (1, 1)
+
+
+def test_a_slow_simulation_is_measured_with_its_own_period():
+    arrivals, stamps = [0.0, 0.1, 0.3, 0.51], [0, PERIOD_NS, 2 * PERIOD_NS, 3 * PERIOD_NS]
+    assert Gaps.of(arrivals, stamps, PERIOD_S, speed=0.25).over == 1
+    assert Gaps.of(arrivals, stamps, PERIOD_S).over == 3
 
 
 def test_nothing_heard_has_no_gaps():
@@ -151,6 +158,7 @@ def test_a_failure_that_is_ordered_happens_once(tmp_path, kind):
         (['--rate', '0'], '--rate 0.0 must be above 0'),
         (['--rate', 'nan'], '--rate nan'),
         (['--quiet', '-1'], '--quiet -1.0 must be positive'),
+        (['--speed', '0'], '--speed 0.0 must be from 0.01'),
         (['--load', '-1'], '--load -1 must be from 0'),
         (['--switches', '5', '--failures', '6'], '--failures 6 must be at most --switches'),
     ],

@@ -1,10 +1,11 @@
 """
 `vlaq storm`: change the precision thousands of times while the simulated arm is commanded.
 
-Simulator and policy run as two processes at real time, the policy at precision `nested`, inferring
-all the time. A third one asks for random levels over DDS, receives the commands as a controller
-does, and measures; a load may keep the processor busy meanwhile. What must hold whatever the load
-decides about the exit status; gaps in the commands are compared with those without switches.
+Simulator and policy run as two processes at real time, or slower where the machine cannot keep up
+with it; the policy runs at precision `nested` and infers all the time. A third process asks for
+random levels over DDS, receives the commands as a controller does, and measures; a load may keep
+the processor busy meanwhile. What must hold whatever the load decides about the exit status; gaps
+in the commands are compared with those without switches.
 """
 
 import argparse
@@ -36,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add('--rate', type=float, default=20.0, help='calls per second on average (default: 20)')
     add('--quiet', type=float, default=20.0, help='seconds without switches before (default: 20)')
     add('--load', type=int, default=1, help=f'busy processes at nice {_NICE} (default: 1)')
+    add('--speed', type=float, default=1.0, help='simulated seconds per second (default: 1)')
     add('--failures', type=int, default=0, help='changes that are made to fail (default: 0)')
     add('--bundle', default='metaworld', help='directory or shipped name (default: metaworld)')
     add('--threads', type=int, default=1, help='threads of the policy (default: 1)')
@@ -57,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
             ('rate', args.rate, 0.0 < args.rate <= 1000.0, 'above 0 and at most 1000'),
             ('quiet', args.quiet, args.quiet > 0.0, 'positive'),
             ('load', args.load, 0 <= args.load <= 1024, 'from 0 to 1024'),
+            ('speed', args.speed, 0.01 <= args.speed <= 10.0, 'from 0.01 to 10'),
             ('failures', args.failures, 0 <= args.failures <= args.switches, 'at most --switches'),
         )
         if not ok
@@ -86,13 +89,18 @@ def _perform(stack: ExitStack, args: argparse.Namespace, logs: Path) -> StormRep
         stack.callback(end_group, _start_load())
     period_s = 1.0 / COMMAND_HZ
     listener.listen(2.0)
-    quiet = listener.phase('without switches', period_s, lambda: listener.listen(args.quiet))
+    quiet = listener.phase(
+        'without switches', period_s, args.speed, lambda: listener.listen(args.quiet)
+    )
     print(f'{args.quiet:g} s without switches are over', flush=True)
     before = listener.precision
     injected: Counter[str] = Counter()
     between = _between(args, listener, order, injected)
     storm = listener.phase(
-        'with switches', period_s, lambda: listener.storm(args.switches, args.rate, between)
+        'with switches',
+        period_s,
+        args.speed,
+        lambda: listener.storm(args.switches, args.rate, between),
     )
     after = listener.precision
     return StormReport(
@@ -103,6 +111,7 @@ def _perform(stack: ExitStack, args: argparse.Namespace, logs: Path) -> StormRep
             'kernel': after.kernel,
         },
         period_s=period_s,
+        speed=args.speed,
         phases=(quiet, storm),
         calls=dict(listener.calls),
         confirmed=after.changes - before.changes,
@@ -141,7 +150,7 @@ def _simulator(args: argparse.Namespace, logs: Path, _: Path) -> NodeProcess:
         'vlaq_ros.ros.sim_node',
         logs,
         parameter_file=config_file('sim_node.yaml'),
-        parameters={'publish_instruction': True},
+        parameters={'publish_instruction': True, 'real_time_factor': args.speed},
         remappings={
             topic: f'policy/{topic}'
             for topic in ('delta_twist_cmds', 'pose_target_cmds', 'gripper_cmds')

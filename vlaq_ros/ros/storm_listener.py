@@ -112,15 +112,15 @@ class StormListener:
         if not self.precision.switchable:
             raise BringupError('the policy has no levels to switch to')
 
-    def phase(self, name: str, period_s: float, run: Callable[[], None]) -> Phase:
-        """Run one part and return what was heard meanwhile."""
+    def phase(self, name: str, period_s: float, speed: float, run: Callable[[], None]) -> Phase:
+        """Run one part and return what was heard meanwhile; see `Gaps.of`."""
         for heard in self._arrived.values():
             heard.clear()
         self._inference_s.clear()
         stops, began_s = self.stops, time.monotonic()
         run()
         gaps = {
-            topic: Gaps.of([at for at, _ in heard], [stamp for _, stamp in heard], period_s)
+            topic: Gaps.of([at for at, _ in heard], [stamp for _, stamp in heard], period_s, speed)
             for topic, heard in self._arrived.items()
         }
         took_s = time.monotonic() - began_s

@@ -44,8 +44,22 @@ class Gaps:
     back: int
 
     @classmethod
-    def of(cls, arrivals_s: Sequence[float], stamps_ns: Sequence[int], period_s: float) -> 'Gaps':
-        """Return the gaps of messages in the order of their arrival; none: all zero."""
+    def of(
+        cls,
+        arrivals_s: Sequence[float],
+        stamps_ns: Sequence[int],
+        period_s: float,
+        speed: float = 1.0,
+    ) -> 'Gaps':
+        """
+        Return the gaps of messages in the order of their arrival; none: all zero.
+
+        Args:
+            arrivals_s: When they arrived, on a steady clock [s].
+            stamps_ns: Their stamps.
+            period_s: Time between two stamps [s].
+            speed: Seconds of the stamps per second of the steady clock.
+        """
         waits, steps = np.diff(arrivals_s), np.diff(np.array(stamps_ns, dtype=np.int64)) * 1e-9
         limit_s = 2.0 * period_s + 1e-9
         known = waits if len(waits) else np.zeros(1)
@@ -55,7 +69,7 @@ class Gaps:
             median_s=float(np.quantile(known, 0.5)),
             p99_s=float(np.quantile(known, 0.99)),
             largest_s=float(waits.max(initial=0.0)),
-            over=int((waits > limit_s).sum()),
+            over=int((waits * speed > limit_s).sum()),
             largest_stamp_s=float(steps.max(initial=0.0)),
             over_stamps=int((steps > limit_s).sum()),
             repeated=int((steps == 0.0).sum()),
@@ -108,6 +122,7 @@ class StormReport:
     Attributes:
         settings: What was asked for.
         period_s: Time between two ticks [s].
+        speed: Simulated seconds per second that were asked for.
         phases: Without switches first.
         calls: Calls of ~/set_precision by what was answered.
         confirmed: Changes that an inference has confirmed.
@@ -121,6 +136,7 @@ class StormReport:
 
     settings: Mapping[str, Any]
     period_s: float
+    speed: float
     phases: Sequence[Phase]
     calls: Mapping[str, int]
     confirmed: int
@@ -185,10 +201,11 @@ class StormReport:
         path.write_text(json.dumps(content, indent=1) + '\n', encoding='utf-8')
 
     def _gap_table(self) -> str:
-        over = f'over {2e3 * self.period_s:g} ms'
+        tick_ms = 1e3 * self.period_s
         rows = [
-            f'| a tick is {1e3 * self.period_s:g} ms | messages | median / p99 / largest gap [ms] '
-            f'| {over} | largest gap of stamps [ms] | {over} | repeated |',
+            f'| a tick is {tick_ms:g} ms | messages | median / p99 / largest gap [ms] '
+            f'| over {2 * tick_ms / self.speed:g} ms | largest gap of stamps [ms] '
+            f'| over {2 * tick_ms:g} ms | repeated |',
             '|---|---|---|---|---|---|---|',
         ]
         for phase in self.phases:
@@ -200,8 +217,8 @@ class StormReport:
                 )
         rows += [
             '',
-            '| phase | duration [s] | simulated s per s | inference p50 / p99 / largest [ms] '
-            '| stops | per minute |',
+            f'| phase | duration [s] | simulated s per s, of {self.speed:g} '
+            '| inference p50 / p99 / largest [ms] | stops | per minute |',
             '|---|---|---|---|---|---|',
         ]
         for phase in self.phases:
