@@ -53,16 +53,19 @@ def test_the_shipped_file_shows_every_parameter_with_its_default():
 
 
 def test_the_shipped_file_names_unit_and_bounds_of_every_parameter():
-    comment, notes = '', {}
+    comment, group, notes = '', '', {}
     for line in FILE.read_text().splitlines():
         text = line.strip()
         if text.startswith('#'):
             comment += f' {text[1:].strip()}'
+        elif text.endswith(':'):
+            group = f'{text[:-1]}.'
         elif text:
-            notes[text.split(':')[0]] = comment
+            is_inside = line.startswith(' ' * 6)
+            notes[f'{group if is_inside else ""}{text.split(":")[0]}'] = comment
             comment = ''
     for row in table(PolicyParameters):
-        note = notes[row.name.split('.')[-1]]
+        note = notes[row.name]
         assert row.unit in note
         assert row.low is None or f'{row.low:g} to {row.high:g}' in note
         assert all(choice in note for choice in row.choices)
