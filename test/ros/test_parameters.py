@@ -59,7 +59,7 @@ def test_the_shipped_file_names_unit_and_bounds_of_every_parameter():
         if text.startswith('#'):
             comment += f' {text[1:].strip()}'
         elif text.endswith(':'):
-            group = f'{text[:-1]}.'
+            comment, group = '', f'{text[:-1]}.'
         elif text:
             is_inside = line.startswith(' ' * 6)
             notes[f'{group if is_inside else ""}{text.split(":")[0]}'] = comment
