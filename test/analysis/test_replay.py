@@ -58,6 +58,14 @@ def test_without_the_recorded_bundle_the_page_says_what_to_do(record_toy):
     )
 
 
+def test_another_bundle_than_the_recorded_one_proves_nothing(record_toy):
+    run = record_toy(provenance={'bundle': 'mine', 'bundle_hash': 64 * 'f'})
+    checked = check_job(DriftJob(run.path, 'toy', bundle='toy'))
+    digest = open_bundle('toy').digest[:12]
+    assert checked.replay is None
+    assert checked.why_no_replay == f'--bundle has digest {digest}, recorded was ffffffffffff'
+
+
 class Race:
     """
     A robot whose wrist camera and pose arrive a moment after the front camera.

@@ -9,10 +9,11 @@ from safetensors.torch import load_file
 
 from vlaq_ros.errors import BundleError, PolicyError, SchemeError
 from vlaq_ros.policies.bundle import WEIGHTS, open_bundle, write_bundle
+from vlaq_ros.policies.precision import DEFAULT, PRECISIONS
 from vlaq_ros.policies.reference import QUANTIZED_ROLES, golden_actions, layer_roles
 from vlaq_ros.policies.reference_model import ReferenceConfig, ReferenceModel
 from vlaq_ros.policies.registry import load_policy
-from vlaq_ros.policies.self_test import synthetic_observation
+from vlaq_ros.policies.self_test import GOLDEN_TOLERANCE, synthetic_observation
 from vlaq_ros.policies.spec import PolicySpec
 from vlaq_ros.policies.toy import toy_spec
 
@@ -120,6 +121,10 @@ def test_self_test_passes_against_its_golden_actions(path, head):
     report = load_policy(path, head=head).self_test()
     assert report.passed, report.failures()
     assert 'golden' in [name for name, _, _ in report.checks]
+
+
+def test_self_test_judges_every_precision():
+    assert set(GOLDEN_TOLERANCE) == set(PRECISIONS) - {DEFAULT}
 
 
 def test_self_test_fails_for_other_golden_actions(path, tmp_path):

@@ -106,7 +106,8 @@ class CheckedJob:
         lost = self.provenance.get('lost') or {}
         notes += [f'{topic}: {n} messages were lost while recording' for topic, n in lost.items()]
         ran = self.provenance.get('bundle_hash', '')
-        if ran and ran not in (self.bundle.digest, self.bundle.origin):
+        origins = {ran, self.replay.bundle.origin} if self.replay else {ran}
+        if ran and not origins & {self.bundle.digest, self.bundle.origin}:
             notes.append(
                 f'recorded with bundle {self.provenance.get("bundle")!r} ({ran[:12]}), which is '
                 f'not the reference {self.bundle.spec.name!r} ({self.bundle.digest[:12]}): drift '
@@ -165,6 +166,11 @@ def check_job(job: DriftJob) -> CheckedJob:
     replay, why = None, 'it was switched off'
     if job.is_replayed:
         replay, why = find_replay(provenance, chunks, [*([ran] if ran else []), bundle])
+        if ran and not replay and provenance.get('bundle_hash'):
+            why = (
+                f'--bundle has digest {ran.digest[:12]}, recorded was '
+                f'{provenance["bundle_hash"][:12]}'
+            )
     return CheckedJob(
         job=job,
         bag=bag,

@@ -65,11 +65,12 @@ def sureness_text(values: Mapping[str, Any]) -> str:
         )
         missed = '. The others may be off by an image or a state that had not arrived yet'
         return text + (missed if proven < judged else '')
-    return (
+    text = (
         f'Observations are not proven ({values["why_no_replay"]}); in {alike} of {judged} all '
-        'inputs have the stamp of the chunk, and in the others those count that the recorder had '
-        'got when the inference began'
+        'inputs have the stamp of the chunk'
     )
+    rest = ', in the others those count that the recorder had got when the inference began'
+    return text + (rest if alike < judged else '')
 
 
 def _page(values: Mapping[str, Any], pictures: Mapping[str, str]) -> Iterator[str]:

@@ -53,7 +53,13 @@ def precision_problem(bundle: Bundle, precision: str) -> str:
         PrecisionLevel.from_name(precision)
     except ConfigError:
         known = ', '.join(precisions(bundle))
-        return f'no precision or level {precision!r} of bundle {bundle.spec.name!r}: {known}'
+        hint = (
+            ' (its float bundle is a reference at fp32: --reference)' if bundle.is_packed else ''
+        )
+        return (
+            f'no precision or level {precision!r} of bundle {bundle.spec.name!r}, known: {known}'
+            f'{hint}'
+        )
     return ''
 
 

@@ -31,10 +31,13 @@ class Replay:
     Args:
         bundle: What was recorded.
         names: Precisions that it may have been loaded at, the likeliest first.
+
+    Attributes:
+        bundle: What was recorded.
     """
 
     def __init__(self, bundle: Bundle, names: tuple[str, ...]) -> None:
-        self._bundle = bundle
+        self.bundle = bundle
         self._names = names
         self._sure: str | None = None
         self._policies: dict[tuple[str, str], tuple[Policy, dict[str, PrecisionLevel]]] = {}
@@ -60,7 +63,7 @@ class Replay:
     ) -> ActionChunk | None:
         """Return the answer at the level of the chunk, None where the policy has none."""
         if (name, chunk.head) not in self._policies:
-            policy = load_policy(self._bundle.path, precision=name, head=chunk.head)
+            policy = load_policy(self.bundle.path, precision=name, head=chunk.head)
             self._policies[name, chunk.head] = policy, dict(policy.active_levels)
         policy, loaded = self._policies[name, chunk.head]
         try:
