@@ -23,7 +23,7 @@ SPEC = toy_spec()
 ROWS, DIM, HORIZON = SPEC.execution_horizon, SPEC.action.dim, SPEC.horizon
 LADDER = PrecisionMenu.from_names('w4a8', 'w8a8', 'w8a16')
 GROUPS = ('llm', 'expert')
-COUNT = 100
+COUNT = 60
 PHASES = (Phase.APPROACH, Phase.FINE, Phase.GRASP, Phase.TRANSPORT)
 LOOSE = Tolerance(drift_m=1.0, gripper=1.0)
 
@@ -141,16 +141,16 @@ def test_samples_without_history_do_not_count_and_too_few_leave_no_boundaries():
     errors = {'expert w8a16, llm w4a8': 1e-3}
     actions = made(errors, sensitivities)
     wild = dataclasses.replace(actions, at={n: a.copy() for n, a in actions.at.items()})
-    wild.at['expert w8a16, llm w4a8'][:25] += 0.05
+    wild.at['expert w8a16, llm w4a8'][:15] += 0.05
     unknown = [
-        dataclasses.replace(s, sensitivity=None if i < 25 else s.sensitivity)
+        dataclasses.replace(s, sensitivity=None if i < 15 else s.sensitivity)
         for i, s in enumerate(actions.samples)
     ]
     counted = [
         fit(dataclasses.replace(each, samples=unknown)).fits['llm'] for each in (actions, wild)
     ]
     assert counted[0] == counted[1]
-    assert sum(counted[0]['counts']) == COUNT - 25
+    assert sum(counted[0]['counts']) == COUNT - 15
 
     few = fit(made(errors, [None] * (COUNT - 5) + [0.5] * 5))
     assert few.precision.rules == ('static',)

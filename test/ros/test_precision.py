@@ -13,7 +13,11 @@ from rclpy.parameter import Parameter
 from std_srvs.srv import Trigger
 
 from vlaq_ros.control.precision import PrecisionMenu, level_names
+from vlaq_ros.control.precision_parameters import GroupParameters, PrecisionParameters
 from vlaq_ros.errors import PolicyError
+from vlaq_ros.kinematics.motion import MotionScale
+from vlaq_ros.kinematics.predicted_drift import PredictedDrift
+from vlaq_ros.policies.levels import BundleLevels, HeadLevels
 from vlaq_ros.ros import qos
 from vlaq_ros.ros.conversions import to_nanoseconds
 from vlaq_ros.ros.interfaces import PolicyStatus, PrecisionState, SetPrecision
@@ -316,3 +320,70 @@ def test_random_switches_leave_no_gap_in_the_commands(moving, graph, switching):
     assert gaps.max() <= 2 * 20_000_000  # one tick of 50 Hz may be lost to the test's own clock
     report = node._loop.precision.report()
     assert report.changes > 5
+
+
+def measured_levels(spec, boundaries=(0.5,), head='flow'):
+    """Return what a calibration would have stored: w4a8 for coarse motion, w8a16 else."""
+    menu = PrecisionMenu.from_names('w4a8', 'w8a16')
+    groups = dict.fromkeys(('llm', 'expert'), GroupParameters(menu, boundaries))
+    rules = ('static',) if boundaries is None else ('dyq',)
+    fits = dict.fromkeys(groups, {} if boundaries else {'why': '5 samples are too few'})
+    found = HeadLevels(
+        {}, PrecisionParameters(rules, groups), fits, PredictedDrift(spec.action, {}, {})
+    )
+    return BundleLevels(menu, MotionScale(0.001, None), {head: found})
+
+
+def test_levels_boundaries_and_normalizers_come_from_the_bundle(moving, graph, switching):
+    """1 to 6 mm per step against the 1 mm of the bundle; the levels of the parameters differ."""
+    switching.policy.measured_levels = measured_levels(switching.policy.spec)
+    other = {'levels': ['w8a8', 'w8a16'], 'boundaries': [0.0], 'translation_m': 9.0}
+    robot, node, said = moving(
+        **dynamic(levels_from='bundle', lower_after=2, dwell_s=0.4, **other)
+    )
+    low = 'expert w4a8, llm w4a8'
+    robot.run_until(lambda: said[-1].precision == low, node, what='low level')
+    assert 'motion' in said[-1].reason
+
+    def set_to(**values):
+        given = [Parameter(f'dynamic_precision.{n}', value=v) for n, v in values.items()]
+        return node.set_parameters_atomically(given)
+
+    assert set_to(levels_from='parameters', boundaries=[0.5]).successful
+    robot.run_until(lambda: 'w8a16' in said[-1].precision, node, what='fine against 9 m')
+    assert set_to(levels_from='bundle').successful
+    robot.run_until(lambda: said[-1].precision == low, node, what='low level again')
+    switching.policy.measured_levels = None
+    refused = set_to(lower_after=3)
+    assert not refused.successful
+    assert 'holds no measured levels' in refused.reason
+
+
+@pytest.mark.parametrize(
+    ('stored', 'why'),
+    [
+        (None, 'holds no measured levels: calibrate it with `vlaq calibrate --method nested`'),
+        ({'head': 'token'}, "holds none of head 'flow'"),
+        (
+            {'boundaries': None},
+            'llm has no boundaries, 5 samples are too few: calibrate with more',
+        ),
+    ],
+    ids=['none', 'head', 'boundaries'],
+)
+def test_a_bundle_without_what_the_rule_needs_is_refused_with_the_way_out(
+    graph, switching, stored, why
+):
+    policy = switching.policy
+    policy.measured_levels = stored and measured_levels(policy.spec, **stored)
+    node = graph.policy(policy, **dynamic(levels_from='bundle'))
+    assert not node.bring_up()
+    assert why in node.failure
+
+
+def test_a_file_and_the_bundle_exclude_each_other(graph, switching, tmp_path):
+    node = graph.policy(
+        switching.policy, **dynamic(levels_from='bundle', file=str(tmp_path / 'a'))
+    )
+    assert not node.bring_up()
+    assert "'dynamic_precision.levels_from' = 'bundle' exclude each other" in node.failure

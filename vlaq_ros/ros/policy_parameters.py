@@ -194,7 +194,7 @@ class DynamicPrecisionParameters:
         'JSON file of rules, levels and thresholds by module group; it takes the place of '
         '`policy`, `levels`, `boundaries`, `lower_after` and `dwell_s`',
     )
-    source: str = parameter(
+    levels_from: str = parameter(
         'parameters',
         'Where levels, boundaries and normalizers come from: `levels`, `boundaries`, '
         '`translation_m`, `rotation_rad` (`parameters`), or a calibration that stored them with '
@@ -269,13 +269,13 @@ class DynamicPrecisionParameters:
 
     def contradictions(self) -> Iterator[str]:
         """Yield what is wrong with the levels and boundaries that are in use."""
-        if self.file and self.source == 'bundle':
+        if self.file and self.levels_from == 'bundle':
             yield (
                 f"parameters 'dynamic_precision.file' = {self.file!r} and "
-                "'dynamic_precision.source' = 'bundle' exclude each other: empty the file, or set "
-                "the source to 'parameters'"
+                "'dynamic_precision.levels_from' = 'bundle' exclude each other: empty the file, or "
+                "set levels_from to 'parameters'"
             )
-        if self.policy == 'static' or self.file or self.source == 'bundle':
+        if self.policy == 'static' or self.file or self.levels_from == 'bundle':
             return
         try:
             GroupParameters(PrecisionMenu.from_names(*self.levels), self.edges)

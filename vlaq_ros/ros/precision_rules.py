@@ -81,11 +81,11 @@ def _groups_of(
     config: DynamicPrecisionParameters, policy: Policy
 ) -> Mapping[str, GroupParameters]:
     """Return the levels of every module group, and for `dyq` the boundaries between them."""
-    if config.source == 'parameters':
+    if config.levels_from == 'parameters':
         group = GroupParameters(PrecisionMenu.from_names(*config.levels), config.edges)
         return dict.fromkeys(policy.levels, group)
     measured = policy.measured_levels
-    where = "parameter 'dynamic_precision.source' = 'bundle'"
+    where = "parameter 'dynamic_precision.levels_from' = 'bundle'"
     if measured is None or policy.head not in measured.heads:
         lacks = 'no measured levels' if measured is None else f'none of head {policy.head!r}'
         raise ConfigError(
@@ -125,7 +125,7 @@ def motion_scale(
 ) -> MotionScale | OnlineMotionScale:
     """Return the normalizers that were given; those of motion that is not commanded are unused."""
     spec = policy.spec
-    if config.source == 'bundle' and policy.measured_levels is not None:
+    if config.levels_from == 'bundle' and policy.measured_levels is not None:
         return policy.measured_levels.motion or OnlineMotionScale(spec.action)
     if not config.translation_m and not config.rotation_rad:
         return OnlineMotionScale(spec.action)
