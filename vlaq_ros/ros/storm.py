@@ -105,7 +105,7 @@ def _perform(stack: ExitStack, args: argparse.Namespace, logs: Path) -> StormRep
     after = listener.precision
     return StormReport(
         settings={
-            **{name: str(value) for name, value in vars(args).items()},
+            **{name: value for name, value in vars(args).items() if name != 'out'},
             'processors': os.cpu_count(),
             'load at the end': list(os.getloadavg()),
             'kernel': after.kernel,
