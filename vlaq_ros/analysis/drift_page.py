@@ -67,7 +67,7 @@ def sureness_text(values: Mapping[str, Any]) -> str:
         return text + (missed if proven < judged else '')
     text = (
         f'Observations are not proven ({values["why_no_replay"]}); in {alike} of {judged} all '
-        'inputs have the stamp of the chunk (sure in lockstep; in real time some may have come late)'
+        'inputs have the stamp of the chunk (sure in lockstep alone: some may have come late)'
     )
     rest = ', in the others those count that the recorder had got when the inference began'
     return text + (rest if alike < judged else '')
