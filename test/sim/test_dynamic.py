@@ -1,6 +1,5 @@
 """Precision that changes during an episode: as the node decides, repeatable, and recorded."""
 
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +17,7 @@ from vlaq_ros.policies.drift_monitor import DriftMonitor
 from vlaq_ros.policies.toy import ToyPolicy, toy_spec
 from vlaq_ros.sim.dynamic import MeasuredDrift, RandomLevels
 from vlaq_ros.sim.precision_options import PrecisionOptions, Rules, static_level
+from vlaq_ros.sim.precision_run import PrecisionRun
 from vlaq_ros.types import Observation
 
 SPEC = toy_spec()
@@ -170,30 +170,28 @@ def test_a_change_that_fails_is_told_with_its_reason(dyq, monkeypatch):
         drive(dyq, motion((18, 0.01, 1.0)))
 
 
-def draw(chooser, n=2000):
+def draw(chooser, n):
     """Return n decisions in one episode."""
     chooser.reset()
-    inputs = PrecisionInputs(0)
-    return [chooser.decide(inputs, {}) for _ in range(n)]
+    return [chooser.decide(PrecisionInputs(0), {}) for _ in range(n)]
 
 
-def test_random_levels_have_the_shares_are_high_together_and_repeat():
+def test_random_order_uses_every_level_as_often_is_high_together_and_repeats():
+    shares = {'llm': {'w4a8': 0.7, 'w8a16': 0.3}, 'expert': {'w4a8': 0.6, 'w8a16': 0.4}}
     chooser = RandomLevels()
-    shares = {'llm': {'w4a8': 0.7, 'w8a16': 0.3}, 'expert': {'w4a8': 0.7, 'w8a16': 0.3}}
-    chooser.prepare(shares, 7)
-    drawn = draw(chooser)
-    low = sum(each['llm'].level == MENU.bottom for each in drawn) / len(drawn)
-    assert low == pytest.approx(0.7, abs=4 * math.sqrt(0.21 / len(drawn)))
-    assert all(each['llm'].level == each['expert'].level for each in drawn)
-    assert draw(chooser) == drawn
-    chooser.prepare(shares, 8)
-    assert draw(chooser) != drawn
-
-
-def test_a_level_without_any_share_is_never_drawn():
-    chooser = RandomLevels()
-    chooser.prepare({'llm': {'w4a8': 0.0, 'w8a16': 1.0}}, 0)
-    assert {each['llm'].level for each in draw(chooser)} == {PrecisionLevel(8, 16)}
+    chooser.prepare(PrecisionRun(10, shares, 0.0, 0.0), 7)
+    drawn = draw(chooser, 10)
+    llm, expert = ([each[group].level for each in drawn] for group in ('llm', 'expert'))
+    assert llm.count(MENU.bottom) == 7
+    assert expert.count(MENU.bottom) == 6
+    assert all(low >= high for high, low in zip(llm, expert))  # high where the other is high
+    assert llm != sorted(llm)
+    assert draw(chooser, 10) == drawn
+    longer = [each['llm'].level for each in draw(chooser, 20)]
+    assert longer[:10] == llm
+    assert longer[10:].count(MENU.bottom) == 7
+    chooser.prepare(PrecisionRun(10, shares, 0.0, 0.0), 8)
+    assert draw(chooser, 10) != drawn
 
 
 def test_rules_that_do_not_fit_are_refused_with_every_reason():

@@ -33,7 +33,7 @@ from vlaq_ros.errors import PolicyError
 from vlaq_ros.kinematics.motion import MotionTracker
 from vlaq_ros.policies.base import MemoryReport, Policy
 from vlaq_ros.policies.drift_monitor import DriftMonitor, DriftReading
-from vlaq_ros.sim.precision_run import PrecisionRun, Shares, counted_run
+from vlaq_ros.sim.precision_run import PrecisionRun, counted_run
 from vlaq_ros.types import ActionChunk, Observation
 
 LATENCY_WINDOW = 50
@@ -56,41 +56,53 @@ class Chooser(Protocol):
 
 class RandomLevels:
     """
-    Levels drawn anew before every inference: the control for rules that claim to know when.
+    Levels of another run of the episode in random order: the control for rules that know when.
 
-    All groups use one draw, so that they are high together. There is no safety floor: the shares
-    hold what a floor has used.
+    Every level is used as often as there, so that both execute the same mean bits; a longer
+    episode begins a new order. All groups are ordered alike: they are high together. There is no
+    safety floor: what a floor has used is among the levels.
     """
 
     def __init__(self) -> None:
-        self.prepare({}, 0)
+        self.prepare(None, 0)
 
     @property
-    def groups(self) -> Shares:
-        """The shares of every group."""
-        return self._shares
+    def groups(self) -> Mapping[str, list[PrecisionLevel]]:
+        """The levels of every group, lowest first."""
+        return self._levels
 
-    def prepare(self, shares: Shares, seed: int) -> None:
-        """Draw with these shares of each group, lowest level first, in the next episode."""
-        self._shares, self._seed = shares, seed
+    def prepare(self, run: PrecisionRun | None, seed: int) -> None:
+        """Use the levels of this run in the next episode; None: stay at the present ones."""
+        shares = {} if run is None else run.shares
+        self._levels = {
+            group: [
+                level
+                for level in sorted(map(PrecisionLevel.from_name, each))
+                for _ in range(round(each[str(level)] * run.inferences))
+            ]
+            for group, each in shares.items()
+        }
+        self._seed = seed
         self.reset()
 
     def reset(self) -> None:
-        """Draw the same again: an episode repeats."""
+        """Begin the same order again: an episode repeats."""
         self._rng = np.random.default_rng(self._seed)
+        self._order: list[int] = []
 
     def decide(
         self, inputs: PrecisionInputs, active: Mapping[str, PrecisionLevel]
     ) -> dict[str, Decision]:
-        """Return a random level for every group that has shares."""
-        draw = self._rng.random()
-        return {group: self._drawn(draw, shares) for group, shares in self._shares.items()}
-
-    def _drawn(self, draw: float, shares: Mapping[str, float]) -> Decision:
-        levels = sorted(map(PrecisionLevel.from_name, shares))
-        edges = np.cumsum([shares[str(level)] for level in levels])
-        level = levels[min(int(np.searchsorted(edges, draw, side='right')), len(levels) - 1)]
-        return Decision(level, Reason.STATIC, 'drawn at random')
+        """Return the next level of every group."""
+        if not self._levels:
+            return {}
+        if not self._order:
+            self._order = self._rng.permutation(len(next(iter(self._levels.values())))).tolist()
+        place = self._order.pop()
+        return {
+            group: Decision(levels[place], Reason.STATIC, 'in random order')
+            for group, levels in self._levels.items()
+        }
 
 
 class MeasuredDrift:

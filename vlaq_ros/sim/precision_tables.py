@@ -65,8 +65,8 @@ def _executed_notes(rows: Sequence[Row], run: dict[str, Any]) -> Iterator[str]:
     modes = {_mode(row.config) for row in rows}
     if RANDOM in modes:
         yield (
-            f'{RANDOM} runs at each level as often as {LIKE} in the same episode, at random '
-            'moments: what is better than it knows when precision is needed.'
+            f'{RANDOM} runs at the levels of {LIKE} in the same episode, in random order: what is '
+            'better than it knows when precision is needed.'
         )
     if 'latency' in modes:
         yield (

@@ -231,7 +231,7 @@ class EpisodeRunner:
                 continue
             if like:
                 seed = zlib.crc32(repr(job.episode).encode())
-                self._policies[config].chooser.prepare(levels[like].shares, seed)
+                self._policies[config].chooser.prepare(levels[like], seed)
             record = self._compare(config, job, references.get(config.head))
             if record.precision is not None:
                 levels[config] = record.precision
