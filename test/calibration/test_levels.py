@@ -7,6 +7,7 @@ import pytest
 
 from vlaq_ros import cli
 from vlaq_ros.calibration.job import CalibrationJob, check_job
+from vlaq_ros.calibration.level_tables import level_lines
 from vlaq_ros.calibration.pipeline import calibrate
 from vlaq_ros.calibration.progress import Progress
 from vlaq_ros.calibration.report import write_report
@@ -125,6 +126,13 @@ def test_report_and_inspection_show_every_level_and_its_verdict(found, tmp_path,
     for text in (page, shown):
         assert 'flow head: levels by motion sensitivity S' in text
         assert 'coarse, in commanded motion, is a step of' in text
+
+
+def test_the_command_tells_the_drift_of_every_level(found):
+    lines = level_lines(found.levels)
+    drift = found.levels.heads['flow'].measured['w4a8'].drift_m
+    assert lines[0].startswith(f'flow by level: w4a8 {1e3 * drift:.2f} mm, w8a16 ')
+    assert len(lines) == len(found.levels.heads)
 
 
 def test_other_methods_have_no_levels(job, tmp_path):

@@ -178,6 +178,7 @@ def run(args: argparse.Namespace) -> int:
         VlaqError: See `pipeline.calibrate`.
     """
     checked = check_job(job_of(args))
+    from vlaq_ros.calibration.level_tables import level_lines
     from vlaq_ros.calibration.pipeline import calibrate
     from vlaq_ros.calibration.report import write_report
 
@@ -199,6 +200,8 @@ def run(args: argparse.Namespace) -> int:
         return 130
     sink.close()
     lines = summary(found.record)
+    if found.levels is not None:
+        lines += level_lines(found.levels)
     lines.append(f'bundle {checked.job.out}, report {written}')
     print('\n'.join(lines), file=sys.stderr if args.progress == 'json' else sys.stdout)
     return 0 if found.verification.passed else 1

@@ -75,6 +75,20 @@ def level_page(levels: BundleLevels, spec: ActionSpec) -> Iterator[str]:
     yield ''
 
 
+def level_lines(levels: BundleLevels) -> list[str]:
+    """Return a line for each head: the drift of every level with all groups at it."""
+    lines = []
+    for head, found in levels.heads.items():
+        parts = [
+            f'{level} {1e3 * one.drift_m:.2f} mm{"" if one.within_tolerance else " MISSED"}'
+            for level, one in (
+                (level, found.measured[str(level)]) for level in levels.ladder.levels
+            )
+        ]
+        lines.append(f'{head} by level: {", ".join(parts)}')
+    return lines
+
+
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
     """Yield the lines of a table, the first column to the left and the others to the right."""
     yield '| ' + ' | '.join(header) + ' |'

@@ -3,8 +3,13 @@ Nested: one store of 8-bit codes per group that can be read at 4 bits while the 
 
 `vlaq quantize --nested` rounds to nearest, which is the right nibble for either view of a single
 weight and looks at no data. Here scales and codes are chosen for the outputs of the layers, for
-both views at once (`nested_rounding`). How the views are weighed is an option; the default makes
-neither pay for the other.
+both views at once (`nested_rounding`). How the views are weighed is an option.
+
+Rounding to nearest is measured beside it in every report. On the reference policy with groups of
+64 (512 samples, 192 held out) the mean drift of a chunk of the flow head was 2.55 mm with 4-bit
+weights where rounding to nearest had 3.94 mm, and 0.15 against 0.22 mm with 8-bit ones. The token
+head, whose bins jump, gained nothing that could be told from chance: 3.73 against 3.62 mm, and 0.32
+against 0.34 mm.
 
 For a nested result the pipeline measures and fits every level of the ladder (`levels`).
 """
