@@ -108,3 +108,13 @@ def test_the_toy_policy_rounds_its_actions_at_the_level_it_runs_at():
     assert np.allclose(share * 15, np.round(share * 15))
     policy.apply_precision(both('w8a16'))
     assert np.array_equal(actions(policy), fine)
+
+
+@pytest.mark.parametrize('name', ['w4a8', 'w8a16', 'w4a16', 'w8a4'])
+def test_the_self_test_judges_a_level_that_was_switched_to(name):
+    policy = load_policy('metaworld', precision='nested')
+    policy.apply_precision({'llm': PrecisionLevel.from_name(name)})
+    report = policy.self_test()
+    assert report.passed, report.failures()
+    golden = dict((check, text) for check, _, text in report.checks)['golden']
+    assert ('not judged' in golden) == (name == 'w8a4')
