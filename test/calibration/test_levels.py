@@ -99,7 +99,7 @@ def test_less_is_worse_and_rounding_to_nearest_is_kept_for_comparison(found):
     assert nearest['w8a16']['drift_m'] == pytest.approx(found.nearest[1]['flow'].drift_m)
 
 
-def test_an_interrupted_run_goes_on_to_the_same_bytes(job, found, tmp_path):
+def test_an_interrupted_run_goes_on_to_the_same_bytes(job, found, tmp_path, capsys):
     class StopError(Exception):
         pass
 
@@ -111,8 +111,14 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(job, found, tmp_path):
     with pytest.raises(StopError):
         run(again, stop)
     assert any(path.name.startswith('levels-') for path in again.work_folder.iterdir())
-    resumed = run(dataclasses.replace(again, resume=True))
-    assert resumed.bundle.digest == found.bundle.digest
+    command = (
+        f'calibrate --bag {job.bags[0]} --bundle {job.bundle} --method nested --bits 9 '
+        '--group-size 16 --samples 48 --held-out 8 --tolerance drift_m=1 gripper=1 '
+        f'--option ladder=w4a8,w8a16 sweeps=1 --out {again.out} --resume --progress none'
+    )
+    assert cli.main(command.split()) == 0
+    assert 'flow by level: w4a8 ' in capsys.readouterr().out
+    assert open_bundle(again.out).digest == found.bundle.digest
 
 
 def test_report_and_inspection_show_every_level_and_its_verdict(found, tmp_path, capsys):

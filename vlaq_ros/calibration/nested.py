@@ -8,8 +8,8 @@ both views at once (`nested_rounding`). How the views are weighed is an option.
 Rounding to nearest is measured beside it in every report. On the reference policy with groups of
 64 (512 samples, 192 held out) the mean drift of a chunk of the flow head was 2.55 mm with 4-bit
 weights where rounding to nearest had 3.94 mm, and 0.15 against 0.22 mm with 8-bit ones. The token
-head, whose bins jump, gained nothing that could be told from chance: 3.73 against 3.62 mm, and 0.32
-against 0.34 mm.
+head, whose bins jump, gained nothing that could be told from chance: 3.73 against 3.62 mm, and
+0.32 against 0.34 mm.
 
 For a nested result the pipeline measures and fits every level of the ladder (`levels`).
 """
