@@ -272,8 +272,8 @@ class DynamicPrecisionParameters:
         if self.file and self.levels_from == 'bundle':
             yield (
                 f"parameters 'dynamic_precision.file' = {self.file!r} and "
-                "'dynamic_precision.levels_from' = 'bundle' exclude each other: empty the file, or "
-                "set levels_from to 'parameters'"
+                "'dynamic_precision.levels_from' = 'bundle' exclude each other: empty the file, "
+                "or set levels_from to 'parameters'"
             )
         if self.policy == 'static' or self.file or self.levels_from == 'bundle':
             return
