@@ -57,6 +57,21 @@ struct Isa {
   }
   VLAQ_INLINE F load_floats(const float* from) { return _mm512_load_ps(from); }
   VLAQ_INLINE void store_floats(float* to, F v) { _mm512_store_ps(to, v); }
+  // The lanes of `from` or `to` that the mask names; no other memory is touched.
+  VLAQ_INLINE F load_some(const float* from, uint16_t mask) { return _mm512_maskz_loadu_ps(mask, from); }
+  VLAQ_INLINE void store_some(float* to, uint16_t mask, Floats v) {
+    _mm512_mask_storeu_ps(to, mask, (F)v);
+  }
+  VLAQ_INLINE void store_some(uint16_t* to, uint16_t mask, UShorts v) {
+    _mm256_mask_storeu_epi16(to, mask, (__m256i)v);
+  }
+  // Lane from[i] of the 32 of a and b in place i where the mask has a one, else zero.
+  VLAQ_INLINE F arrange(F a, F b, I from, uint16_t mask) {
+    return _mm512_maskz_permutex2var_ps(mask, a, from, b);
+  }
+  VLAQ_INLINE I load_bytes(const uint8_t* from) {
+    return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+  }
   VLAQ_INLINE F multiply_add(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
   VLAQ_INLINE F zero_floats() { return _mm512_setzero_ps(); }
 
@@ -75,6 +90,7 @@ struct Isa {
 };
 
 #include "multiply.h"
+#include "outputs.h"
 #include "tiles.h"
 
 #if defined(__AVX512BF16__)
@@ -85,7 +101,7 @@ struct Isa {
 
 const Kernels KERNELS = {"avx512vnni", Isa::MAX_ROWS, Isa::PANEL_ROWS, Isa::PARTS, Isa::PANEL_TILES,
                          quantize_tile<Isa::PARTS, Isa::SIGNED_WEIGHTS>, round_tile,
-                         integer_tiles, bfloat16_tiles};
+                         few_tokens, many_tokens, ManyOutputs::COVERS_PRUNED};
 
 }  // namespace
 

@@ -32,11 +32,12 @@ struct Isa : Avx2 {
 };
 
 #include "multiply.h"
+#include "outputs.h"
 #include "tiles.h"
 
 const Kernels KERNELS = {"avxvnni", Isa::MAX_ROWS, Isa::PANEL_ROWS, Isa::PARTS, Isa::PANEL_TILES,
                          quantize_tile<Isa::PARTS, Isa::SIGNED_WEIGHTS>, round_tile,
-                         integer_tiles, bfloat16_tiles};
+                         few_tokens, many_tokens, ManyOutputs::COVERS_PRUNED};
 
 }  // namespace
 

@@ -41,6 +41,7 @@ struct Job {
   int64_t y_stride;
   const float* bias;  // or null
   int cap, activation_bits;
+  const uint16_t* pruned;       // per 16 channels, a bit for every pruned one; null: not to be written
 
   // Activations as the dot products take them, one block per tile of tokens; see activations.h.
   Tiling integer, rounded;      // for the integer rows; for the bfloat16 rows
@@ -51,7 +52,13 @@ struct Job {
   float* valid;                 // [tokens] 1, or NaN for a row that is not finite
 };
 
-// The code of one instruction set. `panel` is scratch memory of the calling thread.
+// Some tiles of channels of one width, read together.
+struct PanelAt {
+  int32_t width, first, tiles;
+};
+constexpr int MAX_GROUP = 16;  // panels that many_tokens takes
+
+// The code of one instruction set. `unpacked` is scratch memory of the calling thread.
 struct Kernels {
   const char* name;
   int max_rows;         // rows of activations per tile when one tile holds all of them
@@ -60,8 +67,11 @@ struct Kernels {
   int panel_tiles;      // tiles of channels that are multiplied together
   void (*quantize)(const Job&, int64_t tile);
   void (*round)(const Job&, int64_t tile);
-  void (*integer)(const Job&, int width, int first, int count, uint8_t* panel);
-  void (*bfloat16)(const Job&, int first, int count, uint8_t* panel);
+  void (*few_tokens)(const Job&, int width, int first, int count);
+  void (*many_tokens)(const Job&, const PanelAt* group, int count, const PanelAt* ahead,
+                      int ahead_count, uint8_t* unpacked);
+  bool covers_pruned;   // many_tokens also writes the channels that job.pruned names, except where
+                        // all 16 are pruned
 };
 
 const Kernels* kernels_avx512bf16();

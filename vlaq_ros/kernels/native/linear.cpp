@@ -50,16 +50,31 @@ class Scratch {
 thread_local Scratch activations;  // of the calls of this thread
 thread_local Scratch panels;       // of the tiles that this thread works on
 
+// Unpacked codes of a group of panels. The packed ones of the next group, activations and outputs
+// share the second-level cache with them.
+constexpr int64_t GROUP_BYTES = 128 << 10;
+
 struct Call {
   Job job;
   const Kernels* kernels;
+  int threads;
+  bool failed = false;        // no memory
+  const int32_t* alone;       // pruned channels that put_pruned writes
+  int32_t alone_count;
+  // Few tokens: chunks of tiles of one width.
   int64_t first[WIDTHS + 1];  // chunks of work in front of each width
   int chunk_tiles[WIDTHS];
-  bool failed = false;        // no memory
+  // Many tokens: panels in the order of their outputs, and where groups of them begin.
+  PanelAt* panels;
+  int32_t* groups;
+  int64_t group_count;
+  uint16_t* pruned;           // job.pruned
+  int32_t* rest;              // pruned channels that many_tokens does not write
 };
 
 // Divides the scratch memory of a call; the first run with a null base only counts the bytes.
-int64_t lay_out(Job* job, const Kernels& kernels, uint8_t* base) {
+int64_t lay_out(Call* call, uint8_t* base) {
+  Job* job = &call->job;
   const Store& store = *job->store;
   const int64_t K = store.padded_in, rows = job->integer.tokens * job->integer.passes;
   int64_t end = 0;
@@ -70,13 +85,19 @@ int64_t lay_out(Job* job, const Kernels& kernels, uint8_t* base) {
   const bool capped = store.rows[BITS8] && job->cap == 4;
   const bool full = (store.rows[BITS8] && job->cap != 4) || store.rows[BITS4];
   const bool two = store.rows[BITS2], integer = capped || full || two;
-  take(&job->codes, integer ? rows * (K / 4) * kernels.parts : 0);
+  take(&job->codes, integer ? rows * (K / 4) * call->kernels->parts : 0);
   take(&job->start[ZERO_FULL], full ? rows * store.segments : 0);
   take(&job->start[ZERO_CAPPED], capped ? rows * store.segments : 0);
   take(&job->start[ZERO_TWO_BITS], two ? rows * store.segments : 0);
   take(&job->step, integer ? job->integer.tokens : 0);
   take(&job->rounded_x, store.rows[BITS16] ? job->rounded.tokens * (K / 2) : 0);
   take(&job->valid, store.rows[BITS16] ? job->rounded.tokens : 0);
+  const bool many = job->integer.tiles > 1;
+  take(&call->panels, many ? store.first_tile(WIDTHS) : 0);
+  take(&call->groups, many ? store.first_tile(WIDTHS) + 1 : 0);
+  const bool covered = many && store.pruned && call->kernels->covers_pruned;
+  take(&call->pruned, covered ? (store.out_features + TILE - 1) / TILE : 0);
+  take(&call->rest, covered ? store.pruned : 0);
   return end;
 }
 
@@ -87,28 +108,29 @@ void prepare_tile(void* context, int64_t index) {
   else call.kernels->round(call.job, index - integer);
 }
 
-void multiply_tiles(void* context, int64_t index) {
-  Call& call = *static_cast<Call*>(context);
-  const Store& store = *call.job.store;
+void multiply_chunk(void* context, int64_t index) {
+  const Call& call = *static_cast<Call*>(context);
   int width = 0;
   while (index >= call.first[width + 1]) width++;
-  const int most = call.chunk_tiles[width];
-  const int first = int(index - call.first[width]) * most;
-  const int count = std::min(most, store.tiles(width) - first);
-  if (width == BITS16) {
-    call.kernels->bfloat16(call.job, first, count, nullptr);
+  const int most = call.chunk_tiles[width], first = int(index - call.first[width]) * most;
+  call.kernels->few_tokens(call.job, width, first, std::min(most, call.job.store->tiles(width) - first));
+}
+
+void multiply_group(void* context, int64_t index) {
+  Call& call = *static_cast<Call*>(context);
+  const Kernels& kernels = *call.kernels;
+  const int64_t tile = int64_t(call.job.store->padded_in) * TILE * kernels.parts;
+  uint8_t* unpacked = panels.reserve(std::max(GROUP_BYTES, tile * kernels.panel_tiles));
+  if (!unpacked) {
+    call.failed = true;
     return;
   }
-  uint8_t* panel = nullptr;
-  if (call.job.integer.tiles > 1) {
-    const int64_t tile = int64_t(store.padded_in) * TILE * call.kernels->parts;
-    panel = panels.reserve(tile * call.kernels->panel_tiles);
-    if (!panel) {
-      call.failed = true;
-      return;
-    }
-  }
-  call.kernels->integer(call.job, width, first, count, panel);
+  const int32_t* begin = call.groups + index;
+  // This thread, or another one, will probably come to that group next.
+  const int64_t next = std::min(index + call.threads, call.group_count - 1);
+  const int32_t* ahead = call.groups + (next > index ? next : call.group_count);
+  kernels.many_tokens(call.job, call.panels + begin[0], begin[1] - begin[0], call.panels + ahead[0],
+                      next > index ? ahead[1] - ahead[0] : 0, unpacked);
 }
 
 template <class T>
@@ -118,30 +140,56 @@ bool is_finite(float x) { return std::isfinite(x); }
 template <>
 bool is_finite(uint16_t x) { return (x & 0x7F80) != 0x7F80; }
 
+// Notes pruned channels for many_tokens, which leaves to put_pruned only those that lie among 16 pruned
+// ones.
+void plan_pruned(Call* call) {
+  const Store& store = *call->job.store;
+  call->alone = reinterpret_cast<const int32_t*>(store.at(store.pruned_channels));
+  call->alone_count = store.pruned;
+  if (!call->pruned) return;
+  const int32_t* channels = call->alone;
+  memset(call->pruned, 0, (store.out_features + TILE - 1) / TILE * sizeof *call->pruned);
+  for (int32_t i = 0; i < store.pruned; i++)
+    call->pruned[channels[i] / TILE] |= 1 << channels[i] % TILE;
+  int32_t* rest = call->rest;
+  for (int32_t i = 0; i < store.pruned; i++) {
+    const int size = std::min(TILE, store.out_features - channels[i] / TILE * TILE);
+    if (call->pruned[channels[i] / TILE] == (1 << size) - 1) *rest++ = channels[i];
+  }
+  call->job.pruned = call->pruned;
+  call->alone = call->rest;
+  call->alone_count = int32_t(rest - call->rest);
+}
+
 // Channels without a row: the bias, or NaN in a row that is not finite.
 template <class T>
-void put_pruned(const Job& job) {
-  const Store& store = *job.store;
-  const int32_t* channels = reinterpret_cast<const int32_t*>(store.at(store.pruned_channels));
+void put_pruned(const Call& call) {
+  const Job& job = call.job;
+  const auto convert = [](float value) -> T {
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    if constexpr (sizeof(T) == 4) return value;
+    else return std::isnan(value) ? 0x7FC0 : T((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+  };
   for (int64_t t = 0; t < job.integer.tokens; t++) {
     const T* x = static_cast<const T*>(job.x) + t * job.x_stride;
     T* y = static_cast<T*>(job.y) + t * job.y_stride;
     const bool finite = job.step ? std::isfinite(job.step[t])
-                                 : std::all_of(x, x + store.in_features, is_finite<T>);
-    for (int32_t i = 0; i < store.pruned; i++) {
-      const float bias = job.bias ? job.bias[channels[i]] : 0.0f, value = finite ? bias : NAN;
-      uint32_t bits;
-      memcpy(&bits, &value, 4);
-      if constexpr (sizeof(T) == 4) y[channels[i]] = value;
-      else y[channels[i]] = std::isnan(value) ? 0x7FC0 : T((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
-    }
+                                 : std::all_of(x, x + job.store->in_features, is_finite<T>);
+    const T nothing = convert(finite ? 0.0f : NAN);
+    if (job.bias && finite)
+      for (int32_t i = 0; i < call.alone_count; i++)
+        y[call.alone[i]] = convert(job.bias[call.alone[i]]);
+    else
+      for (int32_t i = 0; i < call.alone_count; i++) y[call.alone[i]] = nothing;
   }
 }
 
-// Work is handed out in chunks of tiles: large enough to read memory in long runs, small enough
-// that the threads end together.
-void plan_work(Call* call, int threads) {
+// Few tokens are handed out in chunks of tiles: large enough to read memory in long runs, small
+// enough that the threads end together.
+void plan_chunks(Call* call) {
   const Store& store = *call->job.store;
+  const int threads = call->threads;
   const int pair = call->kernels->panel_tiles;
   call->first[0] = 0;
   for (int width = 0; width < WIDTHS; width++) {
@@ -150,6 +198,41 @@ void plan_work(Call* call, int threads) {
     const int chunk = call->chunk_tiles[width];
     call->first[width + 1] = call->first[width] + (tiles + chunk - 1) / chunk;
   }
+}
+
+// Groups of panels whose outputs are neighbours, so that these stay in the cache until all widths have
+// written theirs. The bfloat16 rows are groups of their own: they have other tiles of tokens.
+void plan_groups(Call* call) {
+  const Store& store = *call->job.store;
+  const int most = call->kernels->panel_tiles, parts = call->kernels->parts;
+  const int64_t tiles = store.first_tile(WIDTHS);
+  const int64_t share = std::max<int64_t>(tiles / most / (8 * call->threads), 1);
+  const int64_t longest = call->threads == 1 ? MAX_GROUP : std::min<int64_t>(share, MAX_GROUP);
+  int next[WIDTHS] = {};
+  const auto channel = [&](int width) { return *store.tile_channels(width, next[width]); };
+  int64_t count = 0, groups = 0, bytes = 0;
+  for (int64_t planned = 0; planned < tiles;) {
+    int width = BITS16;
+    if (next[BITS16] == store.tiles(BITS16)) {
+      width = WIDTHS;
+      for (int w = BITS8; w < WIDTHS; w++)
+        if (next[w] < store.tiles(w) && (width == WIDTHS || channel(w) < channel(width))) width = w;
+    }
+    const PanelAt panel = {width, next[width], next[width] + most <= store.tiles(width) ? most : 1};
+    const int64_t size = panel.tiles * (width == BITS16 ? store.tile_bytes(width)
+                                                        : int64_t(store.padded_in) * TILE * parts);
+    const bool other = count && (call->panels[count - 1].width == BITS16) != (width == BITS16);
+    if (!count || other || bytes + size > GROUP_BYTES || count - call->groups[groups - 1] == longest) {
+      call->groups[groups++] = int32_t(count);
+      bytes = 0;
+    }
+    bytes += size;
+    call->panels[count++] = panel;
+    next[width] += panel.tiles;
+    planned += panel.tiles;
+  }
+  call->groups[groups] = int32_t(count);
+  call->group_count = groups;
 }
 
 }  // namespace
@@ -186,16 +269,23 @@ extern "C" int vlaq_linear(const void* bytes, int dtype, const void* x, int64_t 
   job.integer = Tiling(tokens, passes, kernels->max_rows, kernels->panel_rows);
   job.rounded = Tiling(tokens, 1, kernels->max_rows, kernels->max_rows);
   call.kernels = kernels;
-  uint8_t* scratch = activations.reserve(std::max<int64_t>(lay_out(&job, *kernels, nullptr), 64));
+  call.threads = threads;
+  uint8_t* scratch = activations.reserve(std::max<int64_t>(lay_out(&call, nullptr), 64));
   if (!scratch) return VLAQ_ERROR_MEMORY;
-  lay_out(&job, *kernels, scratch);
+  lay_out(&call, scratch);
 
-  plan_work(&call, threads);
   const int64_t prepared =
       (job.codes ? job.integer.tiles : 0) + (job.rounded_x ? job.rounded.tiles : 0);
   run_parallel(threads, prepared, prepare_tile, &call);
-  if (store->pruned) dtype == VLAQ_FLOAT32 ? put_pruned<float>(job) : put_pruned<uint16_t>(job);
-  run_parallel(threads, call.first[WIDTHS], multiply_tiles, &call);
+  if (store->pruned) plan_pruned(&call);
+  if (call.alone_count) dtype == VLAQ_FLOAT32 ? put_pruned<float>(call) : put_pruned<uint16_t>(call);
+  if (call.panels) {
+    plan_groups(&call);
+    run_parallel(threads, call.group_count, multiply_group, &call);
+  } else {
+    plan_chunks(&call);
+    run_parallel(threads, call.first[WIDTHS], multiply_chunk, &call);
+  }
   return call.failed ? VLAQ_ERROR_MEMORY : VLAQ_OK;
 }
 

@@ -95,11 +95,12 @@ struct Isa {
 };
 
 #include "multiply.h"
+#include "outputs.h"
 #include "tiles.h"
 
 const Kernels KERNELS = {"portable", Isa::MAX_ROWS, Isa::PANEL_ROWS, Isa::PARTS, Isa::PANEL_TILES,
                          quantize_tile<Isa::PARTS, Isa::SIGNED_WEIGHTS>, round_tile,
-                         integer_tiles, bfloat16_tiles};
+                         few_tokens, many_tokens, ManyOutputs::COVERS_PRUNED};
 
 }  // namespace
 
