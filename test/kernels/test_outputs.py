@@ -98,3 +98,17 @@ def test_several_groups_of_channels_and_several_threads(
         torch.set_num_threads(threads)
     for token in (0, 17, 32):
         assert torch.equal(multiply(integer_kernel, x[token : token + 1], weight)[0], alone[token])
+
+
+@every_pattern
+@pytest.mark.parametrize('inputs', [40, 2100])
+def test_so_many_tokens_that_they_are_multiplied_in_blocks(
+    integer_kernel, make_weight, multiply, generator, pattern, inputs
+):
+    weight = make_weight(pattern(40), inputs, 128)
+    wide = torch.randn(530, inputs + 3, generator=generator)
+    bias = torch.randn(40, generator=generator)
+    y = multiply(integer_kernel, wide[:, :inputs], weight, bias=bias)
+    for token in (0, 176, 177, 255, 256, 264, 265, 353, 354, 529):
+        x = wide[token : token + 1, :inputs]
+        assert torch.equal(multiply(integer_kernel, x, weight, bias=bias)[0], y[token]), token

@@ -54,6 +54,10 @@ thread_local Scratch panels;       // of the tiles that this thread works on
 // share the second-level cache with them.
 constexpr int64_t GROUP_BYTES = 128 << 10;
 
+// Bytes of codes of the tokens that are multiplied together: every group of channels reads them again.
+// Fewer than the least number of tokens would read the weights too often instead.
+constexpr int64_t BLOCK_BYTES = 512 << 10, LEAST_BLOCK = 256;
+
 struct Call {
   Job job;
   const Kernels* kernels;
@@ -235,6 +239,35 @@ void plan_groups(Call* call) {
   call->group_count = groups;
 }
 
+// All channels of some tokens.
+int multiply(const Job& common, int64_t tokens, const Kernels& kernels, int threads) {
+  Call call{};
+  Job& job = call.job = common;
+  const Store& store = *job.store;
+  const int passes = job.activation_bits == 16 ? 2 : 1;
+  job.integer = Tiling(tokens, passes, kernels.max_rows, kernels.panel_rows);
+  job.rounded = Tiling(tokens, 1, kernels.max_rows, kernels.max_rows);
+  call.kernels = &kernels;
+  call.threads = threads;
+  uint8_t* scratch = activations.reserve(std::max<int64_t>(lay_out(&call, nullptr), 64));
+  if (!scratch) return VLAQ_ERROR_MEMORY;
+  lay_out(&call, scratch);
+
+  const int64_t prepared =
+      (job.codes ? job.integer.tiles : 0) + (job.rounded_x ? job.rounded.tiles : 0);
+  run_parallel(threads, prepared, prepare_tile, &call);
+  if (store.pruned) plan_pruned(&call);
+  if (call.alone_count) job.dtype == VLAQ_FLOAT32 ? put_pruned<float>(call) : put_pruned<uint16_t>(call);
+  if (call.panels) {
+    plan_groups(&call);
+    run_parallel(threads, call.group_count, multiply_group, &call);
+  } else {
+    plan_chunks(&call);
+    run_parallel(threads, call.first[WIDTHS], multiply_chunk, &call);
+  }
+  return call.failed ? VLAQ_ERROR_MEMORY : VLAQ_OK;
+}
+
 }  // namespace
 }  // namespace vlaq
 
@@ -251,42 +284,24 @@ extern "C" int vlaq_linear(const void* bytes, int dtype, const void* x, int64_t 
   if ((cap != 4 && cap != 8) || !known) return VLAQ_ERROR_PRECISION;
   const Kernels* kernels = active_kernels();
   if (!kernels) return VLAQ_ERROR_ISA;
-  if (!tokens) return VLAQ_OK;
-  threads = std::max(threads, 1);
 
-  Call call{};
-  Job& job = call.job;
+  Job job{};
   job.store = store;
   job.dtype = dtype;
-  job.x = x;
   job.x_stride = x_stride;
-  job.y = y;
   job.y_stride = y_stride;
   job.bias = bias;
   job.cap = cap;
   job.activation_bits = activation_bits;
-  const int passes = activation_bits == 16 ? 2 : 1;
-  job.integer = Tiling(tokens, passes, kernels->max_rows, kernels->panel_rows);
-  job.rounded = Tiling(tokens, 1, kernels->max_rows, kernels->max_rows);
-  call.kernels = kernels;
-  call.threads = threads;
-  uint8_t* scratch = activations.reserve(std::max<int64_t>(lay_out(&call, nullptr), 64));
-  if (!scratch) return VLAQ_ERROR_MEMORY;
-  lay_out(&call, scratch);
-
-  const int64_t prepared =
-      (job.codes ? job.integer.tiles : 0) + (job.rounded_x ? job.rounded.tiles : 0);
-  run_parallel(threads, prepared, prepare_tile, &call);
-  if (store->pruned) plan_pruned(&call);
-  if (call.alone_count) dtype == VLAQ_FLOAT32 ? put_pruned<float>(call) : put_pruned<uint16_t>(call);
-  if (call.panels) {
-    plan_groups(&call);
-    run_parallel(threads, call.group_count, multiply_group, &call);
-  } else {
-    plan_chunks(&call);
-    run_parallel(threads, call.first[WIDTHS], multiply_chunk, &call);
+  const int64_t most = std::max(LEAST_BLOCK, BLOCK_BYTES / store->padded_in);
+  const int64_t blocks = (tokens + most - 1) / most, size = dtype == VLAQ_FLOAT32 ? 4 : 2;
+  for (int64_t block = 0; block < blocks; block++) {
+    const int64_t first = tokens * block / blocks, end = tokens * (block + 1) / blocks;
+    job.x = static_cast<const char*>(x) + first * x_stride * size;
+    job.y = static_cast<char*>(y) + first * y_stride * size;
+    if (const int error = multiply(job, end - first, *kernels, std::max(threads, 1))) return error;
   }
-  return call.failed ? VLAQ_ERROR_MEMORY : VLAQ_OK;
+  return VLAQ_OK;
 }
 
 extern "C" int vlaq_abi_version(void) { return VLAQ_ABI_VERSION; }
