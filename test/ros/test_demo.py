@@ -20,6 +20,7 @@ pytest.importorskip('vlaq_ros.sim.engine', exc_type=MissingDependencyError)
 
 from vlaq_ros.ros import demo
 from vlaq_ros.ros.bringup import NodeProcess, isolate, wait_until
+from vlaq_ros.ros.demo import policy_overrides
 from vlaq_ros.ros.demo_driver import RosEpisode
 from vlaq_ros.ros.demo_report import Comparison, DemoReport
 from vlaq_ros.sim.results import Record
@@ -138,6 +139,27 @@ def test_an_unknown_task_is_refused_with_the_known_ones():
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
+def test_parameters_of_the_policy_node_are_given_as_in_yaml():
+    found = policy_overrides(
+        ['drift.source=shadow', 'drift.warn_m=0.001', 'dynamic_precision.levels=[w4a8, w8a16]']
+    )
+    assert found == {
+        'drift.source': 'shadow',
+        'drift.warn_m': 0.001,
+        'dynamic_precision.levels': ['w4a8', 'w8a16'],
+    }
+
+
+def test_every_parameter_that_cannot_be_set_is_named():
+    with pytest.raises(ConfigError) as refused:
+        policy_overrides(['drift', 'drift.sauce=shadow', 'precision=w4', 'drift.warn_m=[1'])
+    lines = str(refused.value).splitlines()
+    assert lines[0] == "--set 'drift': write NAME=VALUE, e.g. drift.source=shadow"
+    assert "Did you mean 'drift.source'" in lines[1]
+    assert lines[2] == "--set 'precision=w4': the demo decides precision; see its other options"
+    assert 'is no YAML value' in lines[3]
+
+
 def test_the_demo_runs_from_end_to_end_and_leaves_pictures_and_numbers(ros_domain, tmp_path):
     done = subprocess.run(
         [*DEMO, '--out', str(tmp_path)], capture_output=True, text=True, timeout=300

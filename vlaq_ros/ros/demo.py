@@ -17,6 +17,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from vlaq_ros.errors import ConfigError, VlaqError, unknown_name
 from vlaq_ros.policies.base import MemoryReport
 from vlaq_ros.policies.bundle import Bundle, open_bundle
@@ -24,6 +26,8 @@ from vlaq_ros.policies.precision import PACKED, precisions
 from vlaq_ros.ros.bringup import NodeProcess, config_file, isolate
 from vlaq_ros.ros.demo_driver import DemoDriver, RosEpisode
 from vlaq_ros.ros.demo_report import Comparison, DemoReport
+from vlaq_ros.ros.parameters import table
+from vlaq_ros.ros.policy_parameters import PolicyParameters
 from vlaq_ros.sim.results import Config, Record
 from vlaq_ros.sim.rollout import Episode, default_episodes
 from vlaq_ros.sim.source import PolicySource
@@ -32,6 +36,7 @@ from vlaq_ros.sim.workers import Finished, Job, Loaded, WorkerPool
 
 REFERENCE_S = 900.0
 _TASK_NAMES = tuple(task.name for task in TASKS)
+_DECIDED = {'autostart', 'bundle', 'head', 'lockstep', 'precision', 'threads'}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +49,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add('--reference', default='metaworld', help='float bundle that a packed one was made of')
     add('--realtime', action='store_true', help='free-running at real time instead of in lockstep')
     add('--seed', type=int, default=100, help='environment seed (default: 100, never trained on)')
+    add(
+        '--set',
+        nargs='+',
+        default=[],
+        metavar='NAME=VALUE',
+        help='parameters of the policy node, e.g. drift.source=shadow drift.warn_m=0.005',
+    )
     add('--out', type=Path, default=Path('out'), help='folder for pictures and numbers')
 
 
@@ -55,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
         VlaqError: An option is wrong, or a node died, refused or did not answer.
     """
     episodes = default_episodes(_tasks(args.tasks), per_task=1, seed=args.seed)
+    args.set = policy_overrides(args.set)
     bundle = open_bundle(args.bundle)
     spec = bundle.spec
     args.precision = args.precision or (PACKED if bundle.is_packed else 'w8')
@@ -87,6 +100,34 @@ def run(args: argparse.Namespace) -> int:
     for path in report.write(args.out):
         print(f'wrote {path}')
     return 0
+
+
+def policy_overrides(texts: Sequence[str]) -> dict[str, Any]:
+    """
+    Return name -> value of `NAME=VALUE` texts; values are written as in YAML.
+
+    Raises:
+        ConfigError: Texts of another form, parameters that the policy node has not got, or those
+            that the demo itself decides; all of them are listed.
+    """
+    found, problems = {}, []
+    known = {one.name for one in table(PolicyParameters)}
+    for text in texts:
+        name, separator, value = text.partition('=')
+        if not separator:
+            problems.append(f'--set {text!r}: write NAME=VALUE, e.g. drift.source=shadow')
+        elif name in _DECIDED:
+            problems.append(f'--set {text!r}: the demo decides {name}; see its other options')
+        elif name not in known:
+            problems.append(f'--set: {unknown_name("parameter", name, sorted(known))}')
+        else:
+            try:
+                found[name] = yaml.safe_load(value)
+            except yaml.YAMLError as error:
+                problems.append(f'--set {text!r}: {value!r} is no YAML value ({error})')
+    if problems:
+        raise ConfigError('\n'.join(problems))
+    return found
 
 
 def _source(args: argparse.Namespace, bundle: Bundle) -> tuple[PolicySource, str]:
@@ -143,6 +184,7 @@ def _perform(
         resident_bytes=resident,
         memory=reference.memory,
         kernel=driver.precision.kernel if driver.precision else '',
+        overrides=args.set,
     )
 
 
@@ -181,6 +223,7 @@ def _start_policy(args: argparse.Namespace, head: str, logs: Path) -> NodeProces
             'precision': args.precision,
             'head': head,
             'threads': 1,
+            **args.set,
         },
         remappings={},
         environment=os.environ,

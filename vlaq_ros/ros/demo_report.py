@@ -7,7 +7,7 @@ Success and drift, latency, and memory are never mixed in one table.
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,7 @@ class DemoReport:
     memory: Mapping[str, MemoryReport]
     kernel: str
     wall_s: float = math.nan
+    overrides: Mapping[str, object] = field(default_factory=dict)
 
     def tables(self) -> str:
         """Return the tables for the terminal."""
@@ -164,6 +165,12 @@ class DemoReport:
         )
 
     def _same_without_ros(self) -> str:
+        if self.overrides:
+            named = ', '.join(f'{name}={value}' for name, value in self.overrides.items())
+            return (
+                f'Over topics the policy node had {named}; open-loop error is that of '
+                f'{self.precision} throughout.'
+            )
         if self.realtime:
             return 'In real time, drift contains how long the arm waited for inferences, too.'
         worst = max(one.deviation_from_no_ros_m for one in self.comparisons)
