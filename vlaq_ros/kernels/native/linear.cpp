@@ -58,6 +58,9 @@ constexpr int64_t GROUP_BYTES = 128 << 10;
 // Fewer than the least number of tokens would read the weights too often instead.
 constexpr int64_t BLOCK_BYTES = 512 << 10, LEAST_BLOCK = 256;
 
+// Tiles of tokens from which on widths are mixed in the order of their outputs.
+constexpr int64_t LEAST_MIXED = 6;
+
 struct Call {
   Job job;
   const Kernels* kernels;
@@ -205,7 +208,9 @@ void plan_chunks(Call* call) {
 }
 
 // Groups of panels whose outputs are neighbours, so that these stay in the cache until all widths have
-// written theirs. The bfloat16 rows are groups of their own: they have other tiles of tokens.
+// written theirs. For fewer tokens it is worth more to read the codes as they lie in memory; so it is for
+// kernels that write scattered outputs one by one. The bfloat16 rows are groups of their own: they have
+// other tiles of tokens.
 void plan_groups(Call* call) {
   const Store& store = *call->job.store;
   const int most = call->kernels->panel_tiles, parts = call->kernels->parts;
@@ -213,6 +218,7 @@ void plan_groups(Call* call) {
   const int64_t share = std::max<int64_t>(tiles / most / (8 * call->threads), 1);
   const int64_t longest = call->threads == 1 ? MAX_GROUP : std::min<int64_t>(share, MAX_GROUP);
   int next[WIDTHS] = {};
+  const bool mixed = call->kernels->covers_pruned && call->job.integer.tiles >= LEAST_MIXED;
   const auto channel = [&](int width) { return *store.tile_channels(width, next[width]); };
   int64_t count = 0, groups = 0, bytes = 0;
   for (int64_t planned = 0; planned < tiles;) {
@@ -220,7 +226,8 @@ void plan_groups(Call* call) {
     if (next[BITS16] == store.tiles(BITS16)) {
       width = WIDTHS;
       for (int w = BITS8; w < WIDTHS; w++)
-        if (next[w] < store.tiles(w) && (width == WIDTHS || channel(w) < channel(width))) width = w;
+        if (next[w] < store.tiles(w) && (width == WIDTHS || (mixed && channel(w) < channel(width))))
+          width = w;
     }
     const PanelAt panel = {width, next[width], next[width] + most <= store.tiles(width) ? most : 1};
     const int64_t size = panel.tiles * (width == BITS16 ? store.tile_bytes(width)
