@@ -36,7 +36,8 @@ def error_of(context, result):
 def test_factors_are_those_of_the_formula(context):
     statistics = collect_statistics(context)
     stream = context.structure.streams[0]
-    found = smoothquant.smoothing_factor(context, FoldedModel(context.model), stream, statistics, 0.75)
+    folded = FoldedModel(context.model)
+    found = smoothquant.smoothing_factor(context, folded, stream, statistics, 0.75)
     x = statistics[stream.readers[0]].input_absmax
     w = torch.stack([context.weight(name).abs().amax(0) for name in stream.readers]).amax(0)
     torch.testing.assert_close(found.factor, x**0.75 / w**0.25)

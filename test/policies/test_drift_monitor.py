@@ -17,7 +17,7 @@ PERIOD_NS = 50_000_000
 SECOND = 1_000_000_000
 ALL = (*POSITION_NAMES, *ROTATION_NAMES, GRIPPER_NAME)
 HORIZON = 4
-LIMITS = DriftLimits(calm_after=2)
+LIMITS = DriftLimits(0.01, 0.02, calm_after=2)
 
 
 def make_spec(names=ALL):

@@ -46,7 +46,8 @@ class FakeSource:
 
 
 def parameters(**drift):
-    given = {'source': 'shadow', 'window_s': 0.1, 'calm_after': 2, **drift}
+    given = {'source': 'shadow', 'warn_m': 0.01, 'error_m': 0.02, 'window_s': 0.1}
+    given |= {'calm_after': 2, **drift}
     return PolicyParameters(drift=DriftParameters(**given))
 
 

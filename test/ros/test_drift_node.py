@@ -50,7 +50,8 @@ def drifting(running, graph, shadow):
     """Bring the node up with a shadow; return robot, node, readings and drift diagnostics."""
 
     def bring_up(**drift):
-        given = {'source': 'shadow', 'duty': 1.0, 'window_s': 0.1, 'calm_after': 2, **drift}
+        given = {'source': 'shadow', 'duty': 1.0, 'warn_m': 0.01, 'error_m': 0.02}
+        given |= {'window_s': 0.1, 'calm_after': 2, **drift}
         others = {name: given.pop(name) for name in list(given) if '__' in name}
         parameters = {f'drift__{name}': value for name, value in given.items()}
         robot, node = running(shadow=shadow, **parameters, **others)

@@ -334,7 +334,7 @@ def test_reports_equal_a_reference_in_this_process_bit_for_bit(watching_toy, qua
         watch.tick()
     assert len(watch.reports) > 10
     full, again = load_policy('toy'), load_policy('toy', precision='w4')
-    monitor = DriftMonitor(full.spec.action, 6, DriftLimits(), 2.0)
+    monitor = DriftMonitor(full.spec.action, 6, DriftLimits(), 0.5)
     for report in watch.reports:
         seen = quantized.seen[to_nanoseconds(report.header.stamp)]
         chunk = replace(again.infer(seen), sequence=report.sequence, epoch=report.epoch)

@@ -23,7 +23,7 @@ from vlaq_ros.errors import BagError, BundleError, ConfigError, VlaqError
 from vlaq_ros.policies.bundle import Bundle, open_bundle
 from vlaq_ros.types import ActionChunk
 
-WINDOW_S = 2.0
+WINDOW_S = 0.5
 MOST = 0.5
 """Share of the chunks that must have an observation."""
 _SHOWN = 5
@@ -42,7 +42,7 @@ class DriftJob:
         is_replayed: Whether observations are proven with the recorded bundle.
         policy: Name of the policy node, where the bag holds several.
         horizon: Rows of a chunk that are executed; 0: as recorded, else as the bundle says.
-        window_s: Length of the window [s]; 0: as recorded, else 2.
+        window_s: Length of the window [s]; 0: as recorded, else 0.5.
         limits: When drift is worth a warning; None: those of the node by default, which is not
             recorded with a bag.
         topics: Stream -> topic, for topics that are called otherwise.

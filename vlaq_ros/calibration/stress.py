@@ -114,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
         for head in before
     )
     print(
-        f'{args.out}: {written.spec.name}, a synthetic stress model; its actions differ from those '
-        f'of {bundle.spec.name} by at most {change:.2g}'
+        f'{args.out}: {written.spec.name}, a synthetic stress model; its actions differ from '
+        f'those of {bundle.spec.name} by at most {change:.2g}'
     )
     return 0

@@ -37,8 +37,8 @@ class DriftLimits:
         ConfigError: Limits that are not positive, or do not rise from warn to error; all of them.
     """
 
-    warn_m: float = 0.01
-    error_m: float = 0.02
+    warn_m: float = 0.003
+    error_m: float = 0.007
     warn_rad: float = 0.05
     error_rad: float = 0.15
     warn_gripper: float = 0.3

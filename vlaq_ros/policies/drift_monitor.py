@@ -76,7 +76,7 @@ class DriftMonitor:
     """
 
     def __init__(
-        self, spec: ActionSpec, horizon: int, limits: DriftLimits, window_s: float = 2.0
+        self, spec: ActionSpec, horizon: int, limits: DriftLimits, window_s: float = 0.5
     ) -> None:
         if horizon < 1:
             raise ConfigError(f'horizon = {horizon} must be at least 1')

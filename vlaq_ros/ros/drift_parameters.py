@@ -53,7 +53,7 @@ class DriftParameters:
         high=600.0,
     )
     window_s: float = parameter(
-        2.0,
+        0.5,
         'How long a chunk counts in the means that are compared with the limits',
         unit='s',
         low=0.01,
@@ -61,15 +61,16 @@ class DriftParameters:
         applies=Applies.LIVE,
     )
     warn_m: float = parameter(
-        0.01,
-        'Position drift accumulated over the executed part of a chunk that is worth a warning',
+        0.003,
+        'Position drift accumulated over the executed part of a chunk that is worth a warning. '
+        'The defaults suit 8-bit weights of the shipped policy; 4 bits need 0.013 and 0.02',
         unit='m',
         low=1e-6,
         high=10.0,
         applies=Applies.LIVE,
     )
     error_m: float = parameter(
-        0.02,
+        0.007,
         'The same for an error',
         unit='m',
         low=1e-6,
