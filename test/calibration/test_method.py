@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from vlaq_ros.calibration.method import MethodResult
-from vlaq_ros.errors import SchemeError
+from vlaq_ros.calibration.methods import BEST, METHODS, find_method, method_name
+from vlaq_ros.errors import ConfigError, SchemeError
 from vlaq_ros.quant.mixed import MixedWeight
 
 
@@ -35,3 +36,11 @@ def test_bits_are_weighted_by_the_size_of_layers_and_channels_are_not():
     assert result.mean_bits_per_weight == pytest.approx(expected / (4 * 64 + 4 * 16))
     assert result.mean_bits_per_channel == pytest.approx((8 + 8 + 4 + 0 + 2 + 2 + 2 + 16) / 8)
     assert result.histogram() == {0: 0.125, 2: 0.375, 4: 0.125, 8: 0.25, 16: 0.125}
+
+
+def test_auto_is_a_method_of_the_table_and_is_recorded_under_its_own_name():
+    assert method_name('auto') == BEST
+    assert method_name('da-ptq') == 'da_ptq'
+    assert find_method('auto') is METHODS[BEST]
+    with pytest.raises(ConfigError, match="named 'best'. Known: auto, rtn"):
+        find_method('best')

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vlaq_ros.calibration.job import CalibrationJob, check_job
-from vlaq_ros.calibration.methods import METHODS
+from vlaq_ros.calibration.methods import AUTO, BEST, METHODS, method_name
 from vlaq_ros.calibration.progress import STAGES, Progress, Standing
 from vlaq_ros.calibration.quantize import add_group_size
 from vlaq_ros.calibration.verification import Tolerance
@@ -38,7 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument('--bundle', default='metaworld', help='folder or name of a float bundle')
     parser.add_argument(
-        '--method', default='qvla', help='one of those below (default: %(default)s)'
+        '--method',
+        default=AUTO,
+        help=f'one of those below (default: %(default)s, which is {BEST})',
     )
     parser.add_argument(
         '--bits',
@@ -140,7 +142,7 @@ def job_of(args: argparse.Namespace) -> CalibrationJob:
         bags=tuple(args.bag),
         out=args.out,
         bundle=args.bundle,
-        method=args.method.replace('-', '_'),
+        method=method_name(args.method),
         bits=args.bits,
         group_size=args.group_size,
         activation_bits=args.activation_bits,

@@ -8,7 +8,13 @@ from typing import Any
 
 from vlaq_ros.calibration.allocation import MENU, channel_bytes
 from vlaq_ros.calibration.artifact import check_destination, open_float_bundle
-from vlaq_ros.calibration.methods import bind_method, find_method, layout_is_its_own, option_names
+from vlaq_ros.calibration.methods import (
+    BEST,
+    bind_method,
+    find_method,
+    layout_is_its_own,
+    option_names,
+)
 from vlaq_ros.calibration.quantize import group_size_problems
 from vlaq_ros.calibration.recordings import BagRecording, open_bags
 from vlaq_ros.calibration.samples import SamplePlan
@@ -52,7 +58,7 @@ class CalibrationJob:
     bags: tuple[Path, ...]
     out: Path
     bundle: str = 'metaworld'
-    method: str = 'qvla'
+    method: str = BEST
     bits: float = 4.0
     group_size: int | None = 64
     activation_bits: int = 16

@@ -44,7 +44,7 @@ class CalibrationParameters:
         applies=Applies.LIVE,
     )
     method: str = parameter(
-        'qvla', 'Calibration method; `vlaq calibrate --help` lists them', applies=Applies.LIVE
+        'auto', 'Calibration method; `vlaq calibrate --help` lists them', applies=Applies.LIVE
     )
     bits: float = parameter(
         4.0,
