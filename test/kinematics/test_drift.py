@@ -150,10 +150,10 @@ def test_one_commanded_rotation_axis_is_enough_for_a_rotation_drift():
     assert drift.rotation_accumulated_rad == pytest.approx(0.1)
 
 
-def test_gripper_disagreement_is_the_share_of_steps_on_different_sides_of_half_open():
+def test_gripper_disagreement_is_the_share_of_steps_clearly_on_different_sides_of_half_open():
     quantized, reference = np.zeros((4, 1)), np.zeros((4, 1))
-    quantized[:, 0] = [0.9, 0.1, 0.5, 0.6]
-    reference[:, 0] = [0.8, 0.7, 0.4, 0.55]
+    quantized[:, 0] = [0.9, 0.1, 0.5, 0.52]
+    reference[:, 0] = [0.8, 0.7, 0.39, 0.49]  # the last two only hover about half open
     drift = open_loop_drift(quantized, reference, make_spec((GRIPPER_NAME,)))
     assert drift.gripper_disagreement == 0.5
 

@@ -98,7 +98,7 @@ def test_the_level_follows_the_mean_of_the_window_not_a_single_chunk(monitor):
 
 
 def test_a_disagreement_of_the_gripper_is_an_alarm_of_its_own(monitor):
-    reading = monitor.measured(*pair(0.0, 0, gripper=(0.49, 0.5)), 'shadow')
+    reading = monitor.measured(*pair(0.0, 0, gripper=(0.4, 0.6)), 'shadow')
     assert reading.window_gripper == 1.0
     assert reading.level is DriftLevel.ERROR
 

@@ -176,14 +176,6 @@ def test_remote_readings_are_those_of_shadow_one_chunk_later_but_for_the_last():
     np.testing.assert_allclose(remote.time_s, shadow.time_s[:-1] + PERIOD_S)
 
 
-def test_a_band_ignores_openings_that_differ_little_across_half_open():
-    run = make_run(chunks=2)
-    run.references['fp32'][..., 3] = 0.49
-    run.judged[0, :, 3], run.judged[1, :, 3] = 0.52, 0.9
-    assert read(run, ACTION, 'shadow').drift[:, 2].tolist() == [1.0, 1.0]
-    assert read(run, ACTION, 'shadow', gripper_band=0.1).drift[:, 2].tolist() == [0.0, 1.0]
-
-
 def test_the_synthetic_stream_turns_smoothly_and_its_error_is_a_constant_turn():
     run = make_run(chunks=12)
     healthy, wide = turning_run(run, ACTION, fault=False)

@@ -17,12 +17,9 @@ from torch import Tensor
 from vlaq_ros.calibration.applied import applied
 from vlaq_ros.calibration.method import Batch, CalibrationContext, MethodResult
 from vlaq_ros.errors import SchemeError
-from vlaq_ros.kinematics.actions import gripper_openings
-from vlaq_ros.kinematics.drift import open_loop_drift
+from vlaq_ros.kinematics.drift import gripper_disagreement, open_loop_drift
 from vlaq_ros.quant.mixed import MixedWeight
 from vlaq_ros.types import ActionSpec
-
-_HALF_OPEN, _CLEARLY = 0.5, 0.1
 
 
 @dataclass(frozen=True)
@@ -146,18 +143,11 @@ def head_report(quantized: np.ndarray, exact: np.ndarray, spec: ActionSpec) -> H
         step_m=mean('position_per_step_m'),
         drift_m=mean('position_accumulated_m'),
         drift_rad=mean('rotation_accumulated_rad'),
-        gripper=_gripper_disagreement(quantized, exact, spec),
+        gripper=gripper_disagreement(
+            *(actions.reshape(-1, spec.dim) for actions in (quantized, exact)), spec
+        ),
         samples=len(drifts),
     )
-
-
-def _gripper_disagreement(quantized: np.ndarray, exact: np.ndarray, spec: ActionSpec) -> float:
-    flat = [actions.reshape(-1, spec.dim) for actions in (quantized, exact)]
-    first, second = (gripper_openings(actions, spec) for actions in flat)
-    if first is None or second is None:
-        return float('nan')
-    differs = (first >= _HALF_OPEN) != (second >= _HALF_OPEN)
-    return float(np.mean(differs & (np.abs(first - second) >= _CLEARLY)))
 
 
 Promotion = Callable[[str, MixedWeight], MixedWeight | None]

@@ -32,6 +32,9 @@ EARLY_STEP = 12
 """The policy step at which closed-loop drift is compared before failures and chaos mix in."""
 
 _HALF_OPEN = 0.5
+CLEARLY_APART = 0.1
+"""Difference from which two gripper openings disagree: a policy that does not use its gripper may
+hover about half open, and a little less is then nothing else than a little more."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,8 @@ class Drift:
         position_accumulated_m: Distance between the poses after all actions [m].
         rotation_per_step_rad: Mean angle between single actions [rad]; NaN: none commanded.
         rotation_accumulated_rad: Angle between the poses after all actions [rad]; NaN as above.
-        gripper_disagreement: Share of steps on different sides of half open; NaN: none commanded.
+        gripper_disagreement: Share of steps clearly on different sides of half open; NaN: none
+            commanded.
         steps: Number of actions compared.
     """
 
@@ -157,7 +161,7 @@ def open_loop_drift(quantized: NDArray, reference: NDArray, spec: ActionSpec) ->
         position_accumulated_m=float(np.linalg.norm(end.position - end_reference.position)),
         rotation_per_step_rad=float(step_rad.mean()) if spec.has_rotation else np.nan,
         rotation_accumulated_rad=float(end_rad) if spec.has_rotation else np.nan,
-        gripper_disagreement=_gripper_disagreement(quantized, reference, spec),
+        gripper_disagreement=gripper_disagreement(quantized, reference, spec),
         steps=len(quantized),
     )
 
@@ -286,11 +290,17 @@ def _end_pose(actions: NDArray, spec: ActionSpec) -> Pose:
     return Pose(total + position[0], quat_normalize(quat[0]))
 
 
-def _gripper_disagreement(quantized: NDArray, reference: NDArray, spec: ActionSpec) -> float:
+def gripper_disagreement(quantized: NDArray, reference: NDArray, spec: ActionSpec) -> float:
+    """
+    Return the share of actions [n, dim] whose openings are clearly on different sides of one half.
+
+    NaN: the policy commands no gripper.
+    """
     first, second = gripper_openings(quantized, spec), gripper_openings(reference, spec)
     if first is None or second is None:
         return float('nan')
-    return float(np.mean((first >= _HALF_OPEN) != (second >= _HALF_OPEN)))
+    differs = (first >= _HALF_OPEN) != (second >= _HALF_OPEN)
+    return float(np.mean(differs & (np.abs(first - second) >= CLEARLY_APART)))
 
 
 def _sparc(velocities: NDArray, spec: ActionSpec) -> float:

@@ -21,7 +21,7 @@ from vlaq_ros.kinematics.predicted_drift import ErrorSample, PredictedDrift
 from vlaq_ros.policies.drift_monitor import DriftMonitor, DriftReading
 from vlaq_ros.sim.drift_runs import StudyRun
 from vlaq_ros.sim.faults import TURNING
-from vlaq_ros.types import GRIPPER_NAME, POSITION_NAMES, ROTATION_NAMES, ActionChunk, ActionSpec
+from vlaq_ros.types import POSITION_NAMES, ROTATION_NAMES, ActionChunk, ActionSpec
 
 FULL_PRECISION = 'fp32'
 HIGHER = 'higher'
@@ -86,7 +86,6 @@ def read(
     spec: ActionSpec,
     source: str,
     model: PredictedDrift | None = None,
-    gripper_band: float = 0.0,
 ) -> Series:
     """
     Return what a monitor says during an episode, with a window of one chunk.
@@ -96,8 +95,6 @@ def read(
         spec: What its actions mean.
         source: One of `SOURCES`.
         model: For the source `predicted`.
-        gripper_band: Gripper commands that differ by no more are taken for equal, whichever side
-            of half open they are on.
     """
     rows = run.judged.shape[1]
     monitor = DriftMonitor(spec, rows, DriftLimits(), rows * spec.period_s)
@@ -107,8 +104,6 @@ def read(
     else:
         name = HIGHER if source == 'higher' else FULL_PRECISION
         answers = _chunks(run.references[name], spec, name)
-        if gripper_band:
-            judged = _chunks(_near(run.judged, run.references[name], spec, gripper_band), spec, '')
         delay = REMOTE_DELAY if source == 'remote' else 0
         pairs = list(_measured(monitor, judged, answers, source, delay))
     return _series(run, spec, pairs)
@@ -172,15 +167,6 @@ def _measured(
         if number >= delay:
             answer = answers[number - delay]
             yield number, monitor.measured(remote.arrived(answer), answer, source)
-
-
-def _near(judged: NDArray, reference: NDArray, spec: ActionSpec, band: float) -> NDArray:
-    """Return `judged` with the gripper of the reference where the two are near each other."""
-    (column,) = spec.columns((GRIPPER_NAME,))
-    near = np.array(judged)
-    is_near = np.abs(judged[..., column] - reference[..., column]) <= band
-    near[..., column] = np.where(is_near, reference[..., column], judged[..., column])
-    return near
 
 
 def _series(run: StudyRun, spec: ActionSpec, pairs: list[tuple[int, DriftReading]]) -> Series:

@@ -11,7 +11,6 @@ from vlaq_ros.errors import MissingDependencyError
 from vlaq_ros.sim.drift_detection import Detections, FalseAlarms
 from vlaq_ros.sim.drift_readings import FULL_PRECISION, SOURCES
 from vlaq_ros.sim.drift_study_results import (
-    GRIPPER_BAND,
     TURNING_STREAM,
     Judged,
     StudyResults,
@@ -65,7 +64,6 @@ def _compared(results: StudyResults) -> Table:
     for window in results.windows:
         sets = {
             'each level its own': window.by_own,
-            f'the same, gripper band {GRIPPER_BAND:g}': window.by_banded,
             'one for all levels': window.by_chosen,
             'present default': window.by_default,
         }
@@ -90,8 +88,6 @@ def _compared(results: StudyResults) -> Table:
             'false: evaluation-seed episodes without an error that have an alarm; errors (at '
             f'{results.levels[0]}): share noticed, median delay. Both kinds of alarm, of the '
             'other sources and per hour, are in the JSON file for every set.',
-            f'gripper band: openings that differ by at most {GRIPPER_BAND:g} count as equal, also '
-            'across half open. The node has no such band; this row tells what one would bring.',
         ),
     )
 

@@ -30,8 +30,6 @@ from vlaq_ros.sim.faults import FAULTS, TURNING
 
 ALARMS = (DriftLevel.WARN, DriftLevel.ERROR)
 SWEEP = tuple(float(f'{factor:.3g}') for factor in np.geomspace(0.1, 4.0, 24))
-GRIPPER_BAND = 0.1
-"""Difference of two openings up to which they count as equal in `by_banded`."""
 TURNING_STREAM = 'shadow, synthetic turns'
 
 
@@ -95,8 +93,6 @@ class WindowResult:
         chosen: Limits that hold for every level.
         chosen_by_level: Limits that each level needs.
         by_own: What is found when each level is judged by its own limits.
-        by_banded: As `by_own`, with gripper commands that are near each other taken for equal;
-            source `shadow` alone.
         by_chosen, by_default: What the limits for all levels and the present defaults are worth.
         sweep: Of the limits of the level of the errors, with the source `shadow`.
     """
@@ -105,7 +101,6 @@ class WindowResult:
     chosen: ChosenLimits
     chosen_by_level: Mapping[str, ChosenLimits]
     by_own: Judged
-    by_banded: Judged
     by_chosen: Judged
     by_default: Judged
     sweep: tuple[SweepPoint, ...]
@@ -117,7 +112,6 @@ class WindowResult:
             'chosen': self.chosen.to_json(),
             'chosen_by_level': {n: c.to_json() for n, c in self.chosen_by_level.items()},
             'by_own': self.by_own.to_json(),
-            'by_banded': self.by_banded.to_json(),
             'by_chosen': self.by_chosen.to_json(),
             'by_default': self.by_default.to_json(),
             'sweep': [asdict(point) for point in self.sweep],
@@ -175,12 +169,11 @@ class _Readings:
         fault: str,
         source: str,
         window_s: float,
-        band: float = 0.0,
     ) -> list[Series]:
-        key = (split, level, fault, source, f'{band}')
+        key = (split, level, fault, source)
         if key not in self._read:
             runs = self._runs.get(key[:3], [])
-            self._read[key] = [read(run, self._spec, source, self._model, band) for run in runs]
+            self._read[key] = [read(run, self._spec, source, self._model) for run in runs]
         return [series.at_window(window_s) for series in self._read[key]]
 
     def turning(self, split: str, level: str, fault: bool, window_s: float) -> list[Series]:
@@ -252,22 +245,7 @@ def _at_window(
         },
     }
 
-    band = GRIPPER_BAND
-    banded = {level: readings.of(CHOOSE, level, '', 'shadow', window_s, band) for level in levels}
-    banded_limits = {level: choose_limits({'': banded[level]}).limits for level in levels}
-    banded_injected = {
-        ('shadow', f): readings.of(JUDGE, levels[0], f, 'shadow', window_s, band) for f in faults
-    }
-    banded_healthy = {
-        ('shadow', level): readings.of(JUDGE, level, '', 'shadow', window_s, band)
-        for level in levels
-    }
-
-    def judge(
-        limits: Mapping[str, DriftLimits],
-        injected: Mapping[tuple[str, str], list[Series]] = injected,
-        healthy: Mapping[tuple[str, str], list[Series]] = healthy,
-    ) -> Judged:
+    def judge(limits: Mapping[str, DriftLimits]) -> Judged:
         return Judged(
             limits,
             {
@@ -289,7 +267,6 @@ def _at_window(
         chosen,
         by_level,
         by_own=judge(own),
-        by_banded=judge(banded_limits, banded_injected, banded_healthy),
         by_chosen=judge(dict.fromkeys(levels, chosen.limits)),
         by_default=judge(dict.fromkeys(levels, DriftLimits())),
         sweep=_sweep(own[levels[0]], shadow, healthy['shadow', levels[0]], step_s),
