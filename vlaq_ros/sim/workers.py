@@ -82,7 +82,7 @@ class WorkerPool:
     def __init__(self, processes: int, source: PolicySource) -> None:
         context = multiprocessing.get_context('spawn')
         self._workers: list[_Worker] = []
-        with _interrupts_ignored():
+        with _interrupts_held():
             for _ in range(processes):
                 ours, theirs = context.Pipe()
                 process = context.Process(target=_serve, args=(theirs, source), daemon=True)
@@ -161,16 +161,13 @@ class WorkerPool:
 
 
 @contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    """Ignore Ctrl-C: processes started meanwhile ignore it from their first instruction on."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may do this; the workers do it themselves a little later
-        return
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _interrupts_held() -> Iterator[None]:
+    """Hold Ctrl-C back: processes started meanwhile never see it, this one does afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _serve(connection: Connection, source: PolicySource) -> None:
