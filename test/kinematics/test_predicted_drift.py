@@ -8,12 +8,12 @@ import pytest
 
 from vlaq_ros.errors import ConfigError
 from vlaq_ros.kinematics import lie
+from vlaq_ros.kinematics.drift_propagation import se3_adjoint
 from vlaq_ros.kinematics.predicted_drift import (
     ANY_PHASE,
     ErrorSample,
     ErrorStatistics,
     PredictedDrift,
-    se3_adjoint,
 )
 from vlaq_ros.types import GRIPPER_NAME, POSITION_NAMES, ROTATION_NAMES, ActionSpec, Pose
 

@@ -24,14 +24,8 @@ from numpy.typing import NDArray
 
 from vlaq_ros.errors import ConfigError, unknown_name
 from vlaq_ros.kinematics.actions import select_dimensions, to_target_pose
-from vlaq_ros.kinematics.lie import (
-    IDENTITY,
-    inverse,
-    quat_to_matrix,
-    skew,
-    so3_exp,
-    so3_left_jacobian,
-)
+from vlaq_ros.kinematics.drift_propagation import step_matrices
+from vlaq_ros.kinematics.lie import IDENTITY
 from vlaq_ros.types import POSITION_NAMES, ROTATION_NAMES, ActionSpec, Pose
 
 ANY_PHASE = 'any'
@@ -39,15 +33,6 @@ ANY_PHASE = 'any'
 
 MAX_CORRELATION = 0.99
 _AXES = POSITION_NAMES + ROTATION_NAMES
-
-
-def se3_adjoint(pose: Pose) -> NDArray:
-    """Return Ad [6, 6] with T Exp(xi) = Exp(Ad xi) T, linear part first (Sola et al., app. D)."""
-    rotation = quat_to_matrix(pose.quat_xyzw)
-    adjoint = np.zeros((6, 6))
-    adjoint[:3, :3] = adjoint[3:, 3:] = rotation
-    adjoint[:3, 3:] = skew(pose.position) @ rotation
-    return adjoint
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,7 +207,7 @@ class PredictedDrift:
             error = self.error_at(level, phase)
             correlation = self.correlation[level]
             reached = to_target_pose(action, self.spec, pose)
-            carry, gain = _step_matrices(action, self.spec, pose, reached)
+            carry, gain = step_matrices(action, self.spec, pose, reached)
             mean = carry @ mean + gain @ error.mean
             step = np.zeros((12, 12))
             step[:6, :6], step[:6, 6:] = carry, gain @ _root(error.covariance)
@@ -310,27 +295,6 @@ def _correlation(parts: list[NDArray], pooled: ErrorStatistics) -> float:
 
 
 _ENDS = slice(None, -1), slice(1, None)
-
-
-def _step_matrices(
-    action: NDArray, spec: ActionSpec, pose: Pose, reached: Pose
-) -> tuple[NDArray, NDArray]:
-    """Return the matrices [6, 6] that carry the drift over one step and bring in its error."""
-    turn = select_dimensions(action, spec, ROTATION_NAMES)
-    jacobian = so3_left_jacobian(turn)  # its transpose is the right Jacobian
-    R_before, R_after = quat_to_matrix(pose.quat_xyzw), quat_to_matrix(reached.quat_xyzw)
-    carry, gain = np.zeros((6, 6)), np.zeros((6, 6))
-    if not spec.delta:
-        gain[:3, :3], gain[3:, 3:] = R_after.T, jacobian.T
-    elif spec.frame == 'tool':
-        step = Pose(select_dimensions(action, spec, POSITION_NAMES), so3_exp(turn))
-        carry = se3_adjoint(inverse(step))
-        gain[:3, :3] = quat_to_matrix(step.quat_xyzw).T
-        gain[3:, 3:] = jacobian.T
-    else:
-        carry[:3, :3], carry[3:, 3:] = R_after.T @ R_before, np.eye(3)
-        gain[:3, :3], gain[3:, 3:] = R_after.T, R_after.T @ jacobian
-    return carry, gain
 
 
 def _root(covariance: NDArray) -> NDArray:
