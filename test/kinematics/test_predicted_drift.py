@@ -2,12 +2,14 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
 
 from vlaq_ros.errors import ConfigError
 from vlaq_ros.kinematics import lie
+from vlaq_ros.kinematics.drift import open_loop_drift
 from vlaq_ros.kinematics.drift_propagation import se3_adjoint
 from vlaq_ros.kinematics.predicted_drift import (
     ANY_PHASE,
@@ -261,6 +263,87 @@ def test_a_model_survives_a_json_file():
         model.predict(*arguments).covariance, again.predict(*arguments).covariance
     )
     assert again.correlation == model.correlation
+
+
+GRIPPERS = (
+    ('fine', [0.0, 0.45, 0.9, 0.9, 0.3], [1.0, 0.52, 0.1, 0.8, 0.55]),  # 3 of 5 clearly disagree
+    ('coarse', [1.0, 1.0, 0.56, 0.44, 1.0], [0.0, 1.0, 0.48, 0.51, 0.9]),  # 1 of 5
+)
+
+
+def gripper_samples(names=ALL_NAMES):
+    """Return two chunks that move alike; their grippers are those of `GRIPPERS`."""
+    samples = []
+    for phase, *openings in GRIPPERS:
+        pair = np.zeros((2, 5, len(names)))
+        pair[:, :, 0] = [[0.01], [0.02]]
+        if GRIPPER_NAME in names:
+            pair[:, :, -1] = openings
+        samples.append(ErrorSample('w4a8', [phase] * 5, *pair))
+    return samples
+
+
+def test_the_share_of_disagreeing_grippers_is_counted_by_phase_and_is_a_mean_over_the_steps():
+    model = PredictedDrift.fit(gripper_samples(), make_spec())
+    shares = [model.error_at('w4a8', phase).gripper for phase in ('fine', 'coarse', 'other')]
+    assert shares == pytest.approx([3 / 5, 1 / 5, 4 / 10])
+    forecast = model.predict(make_actions(4), ['w4a8'] * 4, ['fine', 'coarse', 'coarse', 'other'])
+    assert forecast.gripper_disagreement == pytest.approx((0.6 + 0.2 + 0.2 + 0.4) / 4)
+
+
+def test_the_share_is_what_a_reference_measures_on_the_same_actions():
+    spec, samples = make_spec(), gripper_samples()
+    measured = [open_loop_drift(s.quantized, s.reference, spec) for s in samples]
+    model = PredictedDrift.fit(samples, spec)
+    for one, (phase, *_) in zip(measured, GRIPPERS):
+        assert model.error_at('w4a8', phase).gripper == one.gripper_disagreement
+
+
+def test_a_policy_without_gripper_has_no_share_rather_than_zero():
+    names = (*POSITION_NAMES, *ROTATION_NAMES)
+    spec = make_spec(names)
+    model = PredictedDrift.fit(gripper_samples(names), spec)
+    assert math.isnan(model.error_at('w4a8', 'fine').gripper)
+    data = model.to_dict()
+    assert not any('gripper' in entry for entry in data['statistics'])
+    again = PredictedDrift.from_dict(data, spec)
+    forecast = again.predict(make_actions(2)[:, :6], ['w4a8'] * 2, ['fine'] * 2)
+    assert math.isnan(forecast.gripper_disagreement)
+
+
+def test_a_file_keeps_the_share_and_one_without_it_still_loads_and_predicts_none():
+    data = json.loads(json.dumps(PredictedDrift.fit(gripper_samples(), make_spec()).to_dict()))
+    steps = make_actions(2), ['w4a8'] * 2, ['fine'] * 2
+    new = PredictedDrift.from_dict(data, make_spec()).predict(*steps)
+    assert new.gripper_disagreement == pytest.approx(0.6)
+    for entry in data['statistics']:
+        del entry['gripper']
+    old = PredictedDrift.from_dict(data, make_spec()).predict(*steps)
+    assert math.isnan(old.gripper_disagreement)
+    np.testing.assert_array_equal(old.mean, new.mean)
+    np.testing.assert_array_equal(old.covariance, new.covariance)
+
+
+@pytest.mark.parametrize('share', [-0.01, 1.01, math.nan, math.inf])
+def test_a_share_of_the_gripper_that_is_none_is_refused(share):
+    data = PredictedDrift.fit(gripper_samples(), make_spec()).to_dict()
+    data['statistics'][0]['gripper'] = share
+    why = f'w4a8 fine has gripper {share}, which must be a share from 0 to 1'
+    with pytest.raises(ConfigError, match=re.escape(why)):
+        PredictedDrift.from_dict(data, make_spec())
+
+
+def test_a_share_of_a_gripper_that_is_not_commanded_is_refused():
+    data = PredictedDrift.fit(gripper_samples(), make_spec()).to_dict()
+    with pytest.raises(ConfigError, match='w4a8 fine has a gripper, which the policy does not'):
+        PredictedDrift.from_dict(data, make_spec((*POSITION_NAMES, *ROTATION_NAMES)))
+
+
+def test_a_gripper_that_is_not_finite_is_no_agreement():
+    sample = gripper_samples()[0]
+    sample.quantized[2, -1] = math.nan
+    with pytest.raises(ConfigError, match='some actions at level w4a8 are not finite'):
+        PredictedDrift.fit([sample], make_spec())
 
 
 def test_every_defect_of_a_file_is_listed():

@@ -165,10 +165,10 @@ def test_impossible_horizons_and_windows_are_refused():
             DriftMonitor(make_spec(), 1, LIMITS, window_s)
 
 
-def model(bias_m=0.0, deviation_m=0.0, correlation=0.0):
+def model(bias_m=0.0, deviation_m=0.0, correlation=0.0, gripper=math.nan):
     mean = np.array([bias_m, 0, 0, 0, 0, 0])
     covariance = np.diag([deviation_m**2, 0, 0, 0, 0, 0])
-    known = {('w4a8', ANY_PHASE): ErrorStatistics(mean, covariance, 100)}
+    known = {('w4a8', ANY_PHASE): ErrorStatistics(mean, covariance, 100, gripper)}
     return PredictedDrift(make_spec(), known, {'w4a8': correlation})
 
 
@@ -194,11 +194,21 @@ def test_independent_errors_grow_with_the_root_of_the_steps(monitor):
     assert reading.drift.position_accumulated_m == pytest.approx(reading.deviation_m)
 
 
-def test_a_prediction_warns_by_its_window_and_knows_no_gripper_and_no_jerk(monitor):
+def test_a_prediction_warns_by_its_window_and_knows_no_jerk_and_no_gripper_of_an_old_file(monitor):
     reading = monitor.predicted(pair(0.0, 0)[0], model(bias_m=0.003), 'w4a8')
     assert reading.level is DriftLevel.WARN
     for name in ('window_gripper', 'jerk_ratio', 'smoothness', 'reference_smoothness'):
         assert math.isnan(getattr(reading, name))
+
+
+def test_a_gripper_that_was_on_the_other_side_in_calibration_is_an_alarm(monitor):
+    judged = [pair(0.0, k * 100_000_000, gripper=(1.0, 1.0))[0] for k in range(2)]
+    reading = monitor.predicted(judged[0], model(gripper=0.5), 'w4a8')
+    assert reading.drift.gripper_disagreement == pytest.approx(0.5)
+    assert (reading.level, reading.reason) == (DriftLevel.WARN, 'gripper 50% over 30%')
+    reading = monitor.predicted(judged[1], model(gripper=0.9), 'w4a8')
+    assert reading.window_gripper == pytest.approx(0.7)
+    assert reading.level is DriftLevel.ERROR
 
 
 def test_a_level_that_was_not_measured_is_refused(monitor):

@@ -61,6 +61,14 @@ def test_what_was_written_comes_back(bundle, levels):
     assert json.dumps(found.to_json()) == json.dumps(levels.to_json())
 
 
+def test_a_file_from_before_the_gripper_was_measured_still_loads(levels):
+    data = json.loads(json.dumps(levels.to_json()))
+    for entry in data['heads']['flow']['drift']['statistics']:
+        assert entry.pop('gripper') == 0.0
+    drift = read(data).heads['flow'].drift
+    assert math.isnan(drift.error_at('w4a8', 'fine').gripper)
+
+
 def test_a_bundle_without_them_has_none(tmp_path):
     write_bundle(tmp_path / 'arm', SPEC, {'model_type': 'vlaq_toy'}, {'unused': torch.zeros(4)})
     assert open_bundle(tmp_path / 'arm').levels() is None
@@ -88,6 +96,7 @@ def test_every_offender_is_listed(levels):
     del flow['measured']['w8a16']['samples']
     flow['precision']['groups']['llm']['boundaries'] = [0.4, 0.5]
     flow['drift']['correlation']['w4a8'] = 2.0
+    flow['drift']['statistics'][0]['gripper'] = 1.5
     data['heads']['flwo'] = {}
     with pytest.raises(ConfigError) as caught:
         read(data)
@@ -100,6 +109,7 @@ def test_every_offender_is_listed(levels):
         'heads.flow.measured.w8a16.samples is missing',
         'boundaries = [0.4, 0.5] must be 1 numbers',
         'w4a8 has correlation 2',
+        'heads.flow.drift: drift model: w4a8 fine has gripper 1.5, which must be a share',
         "'flwo'",
     ):
         assert part in str(caught.value), (part, str(caught.value))

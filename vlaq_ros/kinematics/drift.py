@@ -296,11 +296,21 @@ def gripper_disagreement(quantized: NDArray, reference: NDArray, spec: ActionSpe
 
     NaN: the policy commands no gripper.
     """
+    return float(np.mean(grippers_disagree(quantized, reference, spec)))
+
+
+def grippers_disagree(quantized: NDArray, reference: NDArray, spec: ActionSpec) -> NDArray:
+    """
+    Return for each of the actions [n, dim] 1.0 where the openings clearly disagree, else 0.0.
+
+    Clearly: on different sides of one half, and a tenth apart. NaN: the policy commands no
+    gripper.
+    """
     first, second = gripper_openings(quantized, spec), gripper_openings(reference, spec)
     if first is None or second is None:
-        return float('nan')
+        return np.full(len(quantized), np.nan)
     differs = (first >= _HALF_OPEN) != (second >= _HALF_OPEN)
-    return float(np.mean(differs & (np.abs(first - second) >= CLEARLY_APART)))
+    return (differs & (np.abs(first - second) >= CLEARLY_APART)).astype(np.float64)
 
 
 def _sparc(velocities: NDArray, spec: ActionSpec) -> float:

@@ -2,9 +2,11 @@
 Drift without a reference policy at hand: predicted from how wrong single actions usually are.
 
 During calibration the error of an action (quantized minus reference: translation and rotation
-vector) is measured at every precision level and in every phase of the motion. Along a trajectory
-these errors are propagated to the pose reached, to first order: with T the pose of the reference
-and xi the drift in its own frame, T Exp(xi) after one step in the tool frame is
+vector) is measured at every precision level and in every phase of the motion, and how often the
+gripper is commanded to the other side. So a prediction knows what quantization did to the policy,
+a bias included, and nothing that goes wrong later. Along a trajectory these errors are propagated
+to the pose reached, to first order: with T the pose of the reference and xi the drift in its own
+frame, T Exp(xi) after one step in the tool frame is
 
     xi' = Ad(D)^-1 xi + G e        D: motion of this step, e: error of this action
 
@@ -15,8 +17,9 @@ the tool; their recursion has its own matrices. Errors of neighbouring steps res
 z in e = mean + root(covariance) z is a first-order autoregression with a fitted correlation.
 """
 
+import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,9 +27,10 @@ from numpy.typing import NDArray
 
 from vlaq_ros.errors import ConfigError, unknown_name
 from vlaq_ros.kinematics.actions import select_dimensions, to_target_pose
+from vlaq_ros.kinematics.drift import grippers_disagree
 from vlaq_ros.kinematics.drift_propagation import step_matrices
 from vlaq_ros.kinematics.lie import IDENTITY
-from vlaq_ros.types import POSITION_NAMES, ROTATION_NAMES, ActionSpec, Pose
+from vlaq_ros.types import GRIPPER_NAME, POSITION_NAMES, ROTATION_NAMES, ActionSpec, Pose
 
 ANY_PHASE = 'any'
 """Statistics of all phases together, for phases that were not seen at a level."""
@@ -62,11 +66,14 @@ class ErrorStatistics:
         mean: [6].
         covariance: [6, 6].
         count: Actions it was estimated from.
+        gripper: Share of the actions whose gripper clearly disagrees, as in `kinematics.drift`;
+            NaN: none is commanded, or it was not measured.
     """
 
     mean: NDArray
     covariance: NDArray
     count: int
+    gripper: float = math.nan
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,10 +84,13 @@ class DriftForecast:
     Attributes:
         mean: [6] translation [m] and rotation vector [rad].
         covariance: [6, 6].
+        gripper_disagreement: Expected share of steps whose gripper clearly disagrees; NaN: none is
+            commanded, or the model does not know.
     """
 
     mean: NDArray
     covariance: NDArray
+    gripper_disagreement: float
 
     @property
     def position_rms_m(self) -> float:
@@ -131,30 +141,35 @@ class PredictedDrift:
             ValueError: The arrays of a sample differ in length.
         """
         errors: dict[tuple[str, str], list[NDArray]] = defaultdict(list)
+        flips: dict[tuple[str, str], list[float]] = defaultdict(list)
         pieces: dict[str, list[NDArray]] = defaultdict(list)
+        broken: dict[str, None] = {}
         for sample in samples:
             difference = _errors_of(sample, spec)
             pieces[sample.level].append(difference)
-            for phase, error in zip(sample.phases, difference):
-                errors[sample.level, phase].append(error)
-                errors[sample.level, ANY_PHASE].append(error)
+            if not all(np.isfinite(rows).all() for rows in (sample.quantized, sample.reference)):
+                broken[sample.level] = None
+            differs = grippers_disagree(sample.quantized, sample.reference, spec)
+            for phase, error, flip in zip(sample.phases, difference, differs):
+                for key in ((sample.level, phase), (sample.level, ANY_PHASE)):
+                    errors[key].append(error)
+                    flips[key].append(flip)
         problems = [
             f'{len(values)} measured actions at level {level} are too few: at least 2 are needed'
             for (level, phase), values in errors.items()
             if phase == ANY_PHASE and len(values) < 2
         ]
-        problems += [
-            f'some actions at level {level} are not finite'
-            for level, parts in pieces.items()
-            if not all(np.isfinite(part).all() for part in parts)
-        ]
+        problems += [f'some actions at level {level} are not finite' for level in broken]
         if not errors:
             problems.append('there are no measured actions to predict drift from')
         if problems:
             raise ConfigError('\n'.join(problems))
         statistics = {
             key: ErrorStatistics(
-                np.mean(values, axis=0), np.cov(values, rowvar=False), len(values)
+                np.mean(values, axis=0),
+                np.cov(values, rowvar=False),
+                len(values),
+                float(np.mean(flips[key])),
             )
             for key, values in errors.items()
             if len(values) >= 2
@@ -202,7 +217,7 @@ class PredictedDrift:
         mean = np.zeros(6)
         joint = np.zeros((12, 12))  # covariance of the drift and of z
         joint[6:, 6:] = np.eye(6)
-        pose = start
+        pose, flips = start, []
         for action, level, phase in zip(actions, levels, phases):
             error = self.error_at(level, phase)
             correlation = self.correlation[level]
@@ -214,11 +229,12 @@ class PredictedDrift:
             step[6:, 6:] = correlation * np.eye(6)
             joint = step @ joint @ step.T
             joint[6:, 6:] += (1.0 - correlation**2) * np.eye(6)
+            flips.append(error.gripper)
             pose = reached
-        return DriftForecast(mean, joint[:6, :6])
+        return DriftForecast(mean, joint[:6, :6], float(np.mean(flips)))
 
     def to_dict(self) -> dict[str, object]:
-        """Return the model for a JSON file."""
+        """Return the model for a JSON file; a share of the gripper that is NaN is left out."""
         return {
             'correlation': self.correlation,
             'statistics': [
@@ -228,6 +244,7 @@ class PredictedDrift:
                     'mean': error.mean.tolist(),
                     'covariance': error.covariance.tolist(),
                     'count': error.count,
+                    **({} if math.isnan(error.gripper) else {'gripper': error.gripper}),
                 }
                 for (level, phase), error in self.statistics.items()
             ],
@@ -236,7 +253,7 @@ class PredictedDrift:
     @classmethod
     def from_dict(cls, data: Mapping[str, object], spec: ActionSpec) -> 'PredictedDrift':
         """
-        Return the model that `to_dict` has written.
+        Return the model that `to_dict` has written; an older one does not know the gripper.
 
         Raises:
             ConfigError: Something is missing or impossible; every offender is listed.
@@ -247,7 +264,9 @@ class PredictedDrift:
             for entry in data['statistics']:
                 key = str(entry['level']), str(entry['phase'])
                 mean, covariance = np.array(entry['mean']), np.array(entry['covariance'])
-                statistics[key] = ErrorStatistics(mean, covariance, int(entry['count']))
+                gripper = float(entry['gripper']) if 'gripper' in entry else math.nan
+                statistics[key] = ErrorStatistics(mean, covariance, int(entry['count']), gripper)
+                problems += _gripper_problems(key, entry, spec)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ConfigError(
                 f'drift model is not understood ({type(error).__name__}: {error}); fit it again'
@@ -271,6 +290,21 @@ class PredictedDrift:
         if problems:
             raise ConfigError('\n'.join(problems))
         return cls(spec, statistics, correlation)
+
+
+def _gripper_problems(
+    key: tuple[str, str], entry: Mapping[str, object], spec: ActionSpec
+) -> Iterator[str]:
+    if 'gripper' not in entry:
+        return
+    level, phase = key
+    if GRIPPER_NAME not in spec.names:
+        yield f'drift model: {level} {phase} has a gripper, which the policy does not command'
+    elif not 0.0 <= float(entry['gripper']) <= 1.0:
+        yield (
+            f'drift model: {level} {phase} has gripper {entry["gripper"]}, which must be a share '
+            'from 0 to 1'
+        )
 
 
 def _errors_of(sample: ErrorSample, spec: ActionSpec) -> NDArray:

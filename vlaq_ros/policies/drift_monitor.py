@@ -3,7 +3,8 @@ Drift of a running policy, chunk by chunk: one definition for the node, evaluati
 
 Whoever has a chunk and what a reference answers to the same observation gets a reading: the drift
 of the rows that are executed, its mean over a window, and the level of alarm. Without a reference
-an error model predicts the reading with its uncertainty.
+an error model predicts the reading with its uncertainty: from what calibration measured, an error
+of the level included; what goes wrong while the robot works reaches no prediction.
 """
 
 import math
@@ -142,7 +143,8 @@ class DriftMonitor:
         """
         Predict the drift of a chunk from how wrong its level usually is.
 
-        A prediction knows the level and the motion, not the weights: it cannot see a fault.
+        It tells how wrong the level was when it was calibrated, a bias or a gripper on the wrong
+        side included, for the motion that is commanded now. A fault that came later is not in it.
 
         Args:
             chunk: What is judged.
@@ -163,7 +165,7 @@ class DriftMonitor:
             forecast.position_rms_m,
             float(np.mean([one.rotation_rms_rad for one in single])) if has_rotation else math.nan,
             forecast.rotation_rms_rad if has_rotation else math.nan,
-            math.nan,
+            forecast.gripper_disagreement,
             len(actions),
         )
         linear, angular = (

@@ -9,7 +9,8 @@ What a calibration knows about the levels of a nested store: `levels.json` of a 
       measured     by what ran: errors on held-out samples, tolerance, predicted drift
       precision    levels and boundaries by module group, as a file of `dynamic_precision.file`
       fits         by module group: what the boundaries were read from, or why there are none
-      drift        error model of single actions, by what ran and phase of the motion
+      drift        error model of single actions, by what ran and phase of the motion; files from
+                   before it knew the gripper are read, and predict none
     record       samples, tolerance and whatever else tells how it was made
 
 What ran is named as a policy names it: `w4a8` where all module groups run at one level, else
