@@ -6,6 +6,7 @@ import threading
 import pytest
 
 from vlaq_ros.control.precision import PrecisionLevel
+from vlaq_ros.control.precision_account import NO_REQUESTS, Outcome
 from vlaq_ros.control.precision_switch import PrecisionSwitch
 from vlaq_ros.control.precision_transaction import HISTORY, PrecisionTransaction, Stage
 
@@ -396,3 +397,151 @@ def test_requests_and_preparations_from_other_threads_never_disturb_an_inference
             thread.join()
     assert all(levels in (HIGH, LOW, MIDDLE) for levels in runs)
     assert policy.levels == switch.transaction.active
+
+
+def outcomes_of(transaction):
+    account = transaction.account
+    assert account.is_balanced, account
+    return {outcome: count for outcome, count in account.outcomes.items() if count}
+
+
+def test_a_request_under_way_has_no_outcome_yet_and_then_exactly_one():
+    switch, policy = make_switch()
+    transaction = switch.transaction
+    assert transaction.account == NO_REQUESTS
+    transaction.request(LOW, 'coarse motion', 0)
+    assert (transaction.account.requests, transaction.account.under_way) == (1, 1)
+    assert outcomes_of(transaction) == {}
+    switch.prepare(0)
+    infer(switch, policy, 0)
+    assert (transaction.account.requests, transaction.account.under_way) == (1, 0)
+    assert outcomes_of(transaction) == {Outcome.CONFIRMED: 1}
+
+
+def test_a_request_that_is_replaced_while_it_waits_behind_a_swap_is_overtaken():
+    switch, policy = make_switch()
+    transaction = switch.transaction
+    transaction.request(LOW, 'coarse motion', 0)
+    switch.prepare(0)
+    switch.before_inference(0)
+    transaction.request(MIDDLE, 'drift', 0)
+    assert transaction.account.under_way == 2
+    transaction.request(HIGH, 'gripper', 0)
+    assert transaction.account.under_way == 2
+    assert outcomes_of(transaction) == {Outcome.OVERTAKEN: 1}
+    transaction.request(LOW, 'coarse motion', 0)
+    assert outcomes_of(transaction) == {Outcome.OVERTAKEN: 2, Outcome.UNCHANGED: 1}
+    switch.after_inference(0)
+    assert transaction.account.under_way == 0
+    assert outcomes_of(transaction)[Outcome.CONFIRMED] == 1
+
+
+def test_a_request_that_is_replaced_before_its_swap_is_overtaken():
+    transaction = PrecisionTransaction(HIGH)
+    transaction.request(LOW, 'coarse motion', 0)
+    transaction.request(MIDDLE, 'drift', 0)
+    transaction.request(HIGH, 'gripper', 0)
+    assert outcomes_of(transaction) == {Outcome.OVERTAKEN: 2, Outcome.UNCHANGED: 1}
+
+
+def test_a_failure_and_what_is_not_tried_because_of_it_are_told_apart():
+    switch, policy = make_switch(retry_s=5.0)
+    transaction = switch.transaction
+    transaction.request(LOW, 'coarse motion', 0)
+    switch.prepare(0)
+    switch.before_inference(0)
+    transaction.request(MIDDLE, 'drift', 0)
+    transaction.request(LOW, 'coarse motion', 0)
+    assert transaction.expire(20 * SECOND)  # the swap is to be undone: now LOW waits behind it
+    transaction.request(LOW, 'coarse motion', 20 * SECOND)
+    switch.after_inference(20 * SECOND)
+    assert infer(switch, policy, 20 * SECOND) == HIGH
+    assert outcomes_of(transaction) == {
+        Outcome.OVERTAKEN: 1,
+        Outcome.UNCHANGED: 1,
+        Outcome.ROLLED_BACK: 1,
+        Outcome.WITHHELD: 1,
+    }
+
+
+def test_a_fault_is_no_roll_back_and_withholds_what_waits_and_what_comes():
+    switch, policy = make_switch()
+    transaction = switch.transaction
+    transaction.request(LOW, 'coarse motion', 0)
+    switch.prepare(0)
+    switch.before_inference(0)
+    transaction.request(MIDDLE, 'drift', 0)
+    policy.fail_apply = policy.fail_restore = policy.is_way_back_next = True
+    switch.after_inference(0, 'device lost')
+    assert transaction.active is None
+    transaction.request(HIGH, 'gripper', 0)
+    assert outcomes_of(transaction) == {Outcome.FAULT: 1, Outcome.WITHHELD: 2}
+
+
+def test_a_policy_that_is_set_up_anew_overtakes_what_is_under_way_and_what_waits():
+    switch, policy = make_switch()
+    transaction = switch.transaction
+    transaction.request(LOW, 'coarse motion', 0)
+    switch.prepare(0)
+    infer(switch, policy, 0, error='')
+    transaction.request(HIGH, 'gripper', 0)
+    transaction.set_up(MIDDLE, 0)
+    assert outcomes_of(transaction) == {Outcome.CONFIRMED: 1, Outcome.OVERTAKEN: 1}
+
+
+@pytest.mark.parametrize('seed', range(20))
+def test_every_request_of_a_random_sequence_ends_in_exactly_one_outcome(seed):
+    """
+    The outcome of every single request is found without the account, and must agree with it.
+
+    A request is recognised by its reason. What was begun ends as the history says; what never was
+    begun was in force, withheld, or replaced while it waited.
+    """
+    draw = random.Random(seed)
+    switch, policy = make_switch(time_limit_s=50e-9, retry_s=draw.choice((0.0, 30e-9)))
+    transaction = switch.transaction
+    choices = (HIGH, LOW, MIDDLE, {'llm': W4A4, 'expert': W8A16})
+    begun, ended, asked, now_ns = {}, {}, 0, 0
+    for _ in range(3000):
+        now_ns += draw.randrange(20)
+        policy.fail_prepare = draw.random() < 0.1
+        policy.fail_apply = draw.random() < 0.2
+        policy.fail_restore = draw.random() < 0.1
+        action = draw.choices(('request', 'prepare', 'expire', 'infer'), (60, 20, 5, 40))[0]
+        if action == 'request':
+            transaction.request(draw.choice(choices), str(asked), now_ns)
+            asked += 1
+        elif action == 'prepare':
+            switch.prepare(now_ns)
+        elif action == 'expire':
+            transaction.expire(now_ns)
+        elif policy.is_inferring:
+            policy.is_inferring = False
+            switch.after_inference(now_ns, 'random' if draw.random() < 0.1 else '')
+        else:
+            policy.is_inferring = switch.before_inference(now_ns)
+        change = transaction.change
+        if change is not None and change.stage is Stage.REQUESTED:
+            assert begun.setdefault(change.reason, change.sequence) == change.sequence
+        ended.update({one.sequence: one for one in transaction.history[-5:]})
+        account = transaction.account
+        assert account.is_balanced, account
+        assert account.requests == asked
+        if transaction.active is None:
+            policy.levels, policy.is_way_back_next = dict(HIGH), False
+            transaction.set_up(HIGH, now_ns)
+    counts = transaction.account.outcomes
+    by_stage = {stage: [c for c in ended.values() if c.stage is stage] for stage in Stage}
+    overtaken = [c for c in by_stage[Stage.ROLLED_BACK] if 'asked for' in c.reason]
+    assert sorted(begun.values()) == list(range(1, len(begun) + 1))
+    assert counts[Outcome.CONFIRMED] == len(by_stage[Stage.CONFIRMED]) > 0
+    assert counts[Outcome.FAULT] == len(by_stage[Stage.FAILED])
+    assert counts[Outcome.ROLLED_BACK] == len(by_stage[Stage.ROLLED_BACK]) - len(overtaken) > 0
+    assert counts[Outcome.AUTOMATIC] == 0
+    never_begun = asked - len(begun)
+    waits = transaction.account.under_way - (transaction.change is not None)
+    replaced_in_waiting = counts[Outcome.OVERTAKEN] - len(overtaken)
+    assert replaced_in_waiting > 0
+    assert never_begun == (
+        waits + replaced_in_waiting + counts[Outcome.UNCHANGED] + counts[Outcome.WITHHELD]
+    )

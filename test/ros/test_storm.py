@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from vlaq_ros.control.precision_account import Account, Outcome
 from vlaq_ros.errors import ConfigError, MissingDependencyError, PolicyError
 
 pytest.importorskip('rclpy', reason='needs ROS 2 (rclpy)')
@@ -13,9 +14,11 @@ pytest.importorskip('vlaq_ros.msg', reason='needs the built messages of vlaq_ros
 
 from vlaq_ros.policies.registry import load_policy
 from vlaq_ros.policies.self_test import synthetic_observation
-from vlaq_ros.ros import storm
+from vlaq_ros.ros import diagnostics, storm
+from vlaq_ros.ros.precision_control import PrecisionReport
 from vlaq_ros.ros.storm_policy import APPLY, INFER, KINDS, NOT_FINITE, FailingPolicy
 from vlaq_ros.ros.storm_report import Gaps, Memory, Phase, StormReport
+from vlaq_ros.ros.storm_ticks import Processor, Skipped
 
 pytestmark = pytest.mark.ros
 PERIOD_S = 0.025
@@ -29,16 +32,24 @@ def gaps_of(waits_s=(), steps_ns=()):
 
 
 REGULAR = gaps_of([PERIOD_S] * 40, [PERIOD_NS] * 40)
-QUIET = Phase('without switches', 1.0, REGULAR, REGULAR, 0)
+NO_REPORT = PrecisionReport('', '', 0, 0, 0, {}, {}, {})
+NONE_SKIPPED = Skipped(0, 0, 0, 0, 0)
+QUIET = Phase('without switches', 1.0, REGULAR, REGULAR, 0, NONE_SKIPPED)
 REPORT = StormReport(
     settings={'switches': 4},
     period_s=PERIOD_S,
     speed=1.0,
     phases=(QUIET, replace(QUIET, name='with switches')),
-    calls={'asked': 4, 'accepted': 4},
-    confirmed=2,
-    overtaken=1,
-    failed=1,
+    calls={'asked': 7, 'accepted': 7},
+    outcomes={
+        'confirmed': 2,
+        'overtaken': 1,
+        'unchanged': 1,
+        'failed and rolled back': 1,
+        'failed and not rolled back': 0,
+        'withheld': 1,
+        'left to automatic': 1,
+    },
     injected={APPLY: 1},
     weight_bytes={'w4a8': [1000], 'w8a16': [1000]},
     memory=tuple(Memory(float(s), 2**20 * (100 + s), 2**20 * (50 + s)) for s in range(30)),
@@ -78,6 +89,14 @@ def test_the_gaps_of_ten_thousand_ticks_match_a_loop():
     assert gaps.back == sum(step < 0 for step in steps)
 
 
+def with_outcomes(counts):
+    return {'outcomes': {**REPORT.outcomes, **counts}}
+
+
+def test_the_outcomes_of_the_example_are_all_that_there_are():
+    assert list(REPORT.outcomes) == [str(outcome) for outcome in Outcome]
+
+
 def test_a_report_in_which_all_holds_passes():
     assert REPORT.passed, REPORT.verdicts()
 
@@ -92,9 +111,14 @@ def test_a_report_in_which_all_holds_passes():
             {'phases': (QUIET, replace(QUIET, commands=replace(REGULAR, back=1)))},
             'never go back',
         ),
-        ({'calls': {'asked': 1, 'unanswered': 1}}, 'unanswered'),
-        ({'failed': 2}, 'injected'),
-        ({'failed': 0}, 'injected'),
+        ({'calls': {'asked': 8, 'accepted': 7, 'unanswered': 1}}, 'unanswered'),
+        ({'calls': {'asked': 8, 'accepted': 8}}, 'exactly one outcome'),
+        ({'calls': {'asked': 6, 'accepted': 6}}, 'exactly one outcome'),
+        (with_outcomes({'confirmed': 1}), 'exactly one outcome'),
+        (with_outcomes({'overtaken': 2}), 'exactly one outcome'),
+        (with_outcomes({'confirmed': 1, 'failed and rolled back': 2}), 'injected'),
+        (with_outcomes({'confirmed': 3, 'failed and rolled back': 0}), 'injected'),
+        (with_outcomes({'confirmed': 1, 'failed and not rolled back': 1}), 'was rolled back'),
     ],
 )
 def test_what_does_not_hold_is_named(change, verdict):
@@ -103,6 +127,86 @@ def test_what_does_not_hold_is_named(change, verdict):
     (broken,) = (text for text, holds in report.verdicts().items() if not holds)
     assert verdict in broken
     assert f'- NO: {broken}' in report.tables()
+
+
+def test_the_tables_show_every_outcome_and_their_sum():
+    tables = REPORT.tables()
+    for name, count in REPORT.outcomes.items():
+        assert f'| outcome: {name} | {count} |' in tables
+    assert '| calls accepted | 7 |' in tables
+    assert '| outcomes together | 7 |' in tables
+
+
+def test_the_account_of_requests_goes_through_diagnostics_unchanged():
+    account = Account(28, 0, {outcome: k + 1 for k, outcome in enumerate(Outcome)})
+    policy = load_policy('toy', precision='nested')
+
+    class Control:
+        fault = ''
+
+        def report(self):
+            return replace(NO_REPORT, account=account)
+
+    statuses = [diagnostics.self_test(True, ''), diagnostics.precision(policy, '', Control())]
+    assert diagnostics.read_account(diagnostics.array('policy', '', 0, statuses)) == account
+    assert diagnostics.read_account(diagnostics.array('policy', '', 0, statuses[:1])) is None
+
+
+TICKS = [k * PERIOD_NS for k in range(6)]
+EVEN = [(k * PERIOD_S, stamp) for k, stamp in enumerate(TICKS)]
+
+
+@pytest.mark.parametrize(
+    ('commands', 'clock', 'expected'),
+    [
+        (TICKS, EVEN, NONE_SKIPPED),
+        ([0, *TICKS], EVEN, NONE_SKIPPED),
+        ([TICKS[k] for k in (0, 1, 3, 4, 5)], EVEN, Skipped(1, 1, 0, 1, 0)),
+        ([TICKS[k] for k in (0, 1, 4, 5)], EVEN, Skipped(2, 1, 1, 1, 1)),
+        ([TICKS[k] for k in (0, 2, 5)], EVEN, Skipped(3, 2, 1, 2, 1)),
+    ],
+    ids=['none', 'repeated', 'one', 'two in a row', 'one and two'],
+)
+def test_skipped_ticks_are_counted(commands, clock, expected):
+    assert Skipped.of(commands, clock, PERIOD_S) == expected
+
+
+@pytest.mark.parametrize(
+    ('late_s', 'is_even'),
+    [(0.0, True), (0.012, True), (0.013, False), (-0.012, True), (-0.013, False)],
+)
+def test_a_clock_that_is_late_or_bunched_explains_a_skipped_tick(late_s, is_even):
+    clock = [(at + late_s * (k == 3), stamp) for k, (at, stamp) in enumerate(EVEN)]
+    commands = [TICKS[k] for k in (0, 1, 2, 4, 5)]
+    assert Skipped.of(commands, clock, PERIOD_S).over_one_even == is_even
+    elsewhere = [TICKS[k] for k in (0, 2, 3, 4, 5)]
+    assert Skipped.of(elsewhere, clock, PERIOD_S).over_one_even == 1
+
+
+def test_a_tick_of_the_clock_that_did_not_arrive_explains_that_it_was_skipped():
+    commands = [TICKS[k] for k in (0, 1, 3, 4, 5)]
+    found = Skipped.of(commands, [*EVEN[:2], *EVEN[3:]], PERIOD_S)
+    assert found == Skipped(1, 1, 0, 0, 0)
+
+
+def test_an_even_clock_of_a_slow_simulation_has_longer_waits():
+    slow = [(4.0 * at, stamp) for at, stamp in EVEN]
+    commands = [TICKS[k] for k in (0, 1, 3, 4, 5)]
+    assert Skipped.of(commands, slow, PERIOD_S, speed=0.25).over_one_even == 1
+    assert Skipped.of(commands, slow, PERIOD_S).over_one_even == 0
+
+
+def test_the_table_of_ticks_says_what_is_not_known():
+    given = replace(QUIET, skipped=Skipped(5, 3, 2, 1, 0), processor=Processor(1.25, 0.5))
+    tables = replace(REPORT, phases=(given, QUIET)).tables()
+    assert '| without switches | 5 | 3, 1 | 2, 0 | 1.2 / 0.5 |' in tables
+    assert '| without switches | 0 | 0, 0 | 0, 0 | unknown |' in tables
+
+
+def test_the_time_on_a_processor_is_counted_or_unknown():
+    assert Processor.of(2**30) is None
+    assert Processor(3.0, 2.0).since(Processor(1.0, 0.5)) == Processor(2.0, 1.5)
+    assert Processor(3.0, 2.0).since(None) is None
 
 
 def test_memory_is_compared_between_start_middle_and_end():
@@ -120,7 +224,7 @@ def test_the_tables_show_speed_and_stops_of_both_phases():
 def test_a_report_is_written_with_its_verdicts(tmp_path):
     REPORT.write(tmp_path / 'new' / 'storm.json')
     content = json.loads((tmp_path / 'new' / 'storm.json').read_text())
-    assert content['confirmed'] == 2
+    assert content['outcomes']['confirmed'] == 2
     assert all(content['verdicts'].values())
     assert content['stages']['end']['at_s'] == 28.0
     assert content['phases'][0]['commands']['messages'] == 41
@@ -189,8 +293,11 @@ def test_hundreds_of_switches_and_three_failures_with_real_nodes(ros_domain, tmp
     assert all(verdicts.values()), verdicts
     assert content['calls']['asked'] == content['calls']['accepted'] == 303
     assert content['injected'] == dict.fromkeys(KINDS, 1)
-    assert content['failed'] == 3
-    assert content['confirmed'] > 20
+    outcomes = content['outcomes']
+    assert sum(outcomes.values()) == 303
+    assert outcomes['failed and rolled back'] == 3
+    assert outcomes['confirmed'] > 20
+    assert outcomes['left to automatic'] > 0
     reasons = '\n'.join(content['why'])
     assert 'injected: apply raises' in reasons
     assert 'injected: inference raises' in reasons

@@ -9,6 +9,8 @@ inferences only. The first good inference after the swap confirms the change. Wh
 back fails, nobody knows which precision the policy has: that is a fault, the arm must stop, and
 only a policy that is set up again ends it.
 
+Every request is accounted for: it is under way, or it has had exactly one `Outcome`.
+
 `PrecisionTransaction` holds the state and no policy, and may be used from any thread;
 `PrecisionSwitch` drives it with a policy. Times are nanoseconds of a steady clock: a control clock
 that stands still must not keep a change under way for ever.
@@ -21,6 +23,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from vlaq_ros.control.precision import PrecisionLevel, level_names
+from vlaq_ros.control.precision_account import Account, Outcome
 
 HISTORY = 100
 """Finished changes that are remembered one by one; all of them are counted."""
@@ -100,6 +103,8 @@ class PrecisionTransaction:
         self._is_inferring = False
         self._history: deque[Change] = deque(maxlen=HISTORY)
         self._counts = dict.fromkeys(_FINISHED, 0)
+        self._requests = 0
+        self._outcomes = dict.fromkeys(Outcome, 0)
 
     @property
     def active(self) -> dict[str, PrecisionLevel] | None:
@@ -124,6 +129,13 @@ class PrecisionTransaction:
         with self._lock:
             return dict(self._counts)
 
+    @property
+    def account(self) -> Account:
+        """What has become of all requests so far."""
+        with self._lock:
+            under_way = (self._change is not None) + (self._waiting is not None)
+            return Account(self._requests, under_way, dict(self._outcomes))
+
     def request(self, levels: Mapping[str, PrecisionLevel], reason: str, now_ns: int) -> bool:
         """
         Ask for other levels; the newest request counts.
@@ -144,17 +156,21 @@ class PrecisionTransaction:
                 f'{sorted(self._groups)}'
             )
         with self._lock:
+            self._requests += 1
             if self._active is None:
-                return False
+                return self._end(Outcome.WITHHELD)
             change = self._change
             if change is not None and change.stage in (Stage.SWAPPED, Stage.ROLLING_BACK):
-                is_here = change.stage is Stage.SWAPPED and change.levels == levels
-                self._waiting = None if is_here else (dict(levels), reason)
-                return not is_here
+                self._drop_waiting(Outcome.OVERTAKEN)
+                if change.stage is Stage.SWAPPED and change.levels == levels:
+                    return self._end(Outcome.UNCHANGED)
+                self._waiting = dict(levels), reason
+                return True
             if change is not None:
                 if change.levels == levels:
-                    return False
-                self._finish(Stage.ROLLED_BACK, f'{level_names(levels)} was asked for', now_ns)
+                    return self._end(Outcome.UNCHANGED)
+                why = f'{level_names(levels)} was asked for'
+                self._finish(Stage.ROLLED_BACK, why, now_ns, Outcome.OVERTAKEN)
             return self._begin(levels, reason, now_ns)
 
     def prepared(self, sequence: int, now_ns: int) -> bool:
@@ -196,7 +212,7 @@ class PrecisionTransaction:
         with self._lock:
             if not self._is_at(Stage.SWAPPED, sequence):
                 return False
-            self._finish(Stage.CONFIRMED, self._change.reason, now_ns)
+            self._finish(Stage.CONFIRMED, self._change.reason, now_ns, Outcome.CONFIRMED)
             self._begin_waiting(now_ns)
             return True
 
@@ -212,7 +228,7 @@ class PrecisionTransaction:
                 )
             else:
                 self._failure = change.levels, now_ns
-                self._finish(Stage.ROLLED_BACK, reason, now_ns)
+                self._finish(Stage.ROLLED_BACK, reason, now_ns, Outcome.ROLLED_BACK)
             return True
 
     def expire(self, now_ns: int) -> bool:
@@ -237,7 +253,7 @@ class PrecisionTransaction:
                 return False
             self._active = dict(self._change.previous)
             self._failure = self._change.levels, now_ns
-            self._finish(Stage.ROLLED_BACK, self._change.reason, now_ns)
+            self._finish(Stage.ROLLED_BACK, self._change.reason, now_ns, Outcome.ROLLED_BACK)
             self._begin_waiting(now_ns)
             return True
 
@@ -246,8 +262,10 @@ class PrecisionTransaction:
         with self._lock:
             if not self._is_at(Stage.ROLLING_BACK, sequence):
                 return False
-            self._active = self._waiting = None
-            self._finish(Stage.FAILED, f'{self._change.reason}; then {reason}', now_ns)
+            self._active = None
+            self._drop_waiting(Outcome.WITHHELD)
+            why = f'{self._change.reason}; then {reason}'
+            self._finish(Stage.FAILED, why, now_ns, Outcome.FAULT)
             return True
 
     def set_up(self, active: Mapping[str, PrecisionLevel], now_ns: int) -> None:
@@ -260,9 +278,11 @@ class PrecisionTransaction:
         with self._lock:
             if self._is_inferring:
                 raise RuntimeError('the policy is computing: it cannot be set up anew')
-            self._waiting = self._failure = None
+            self._failure = None
+            self._drop_waiting(Outcome.OVERTAKEN)
             if self._change is not None:
-                self._finish(Stage.ROLLED_BACK, 'the policy was set up anew', now_ns)
+                why = 'the policy was set up anew'
+                self._finish(Stage.ROLLED_BACK, why, now_ns, Outcome.OVERTAKEN)
             self._active, self._groups = dict(active), frozenset(active)
 
     def _is_at(self, stage: Stage, sequence: int | None = None) -> bool:
@@ -278,8 +298,10 @@ class PrecisionTransaction:
         return True
 
     def _begin(self, levels: Mapping[str, PrecisionLevel], reason: str, now_ns: int) -> bool:
-        if levels == self._active or self._has_just_failed(levels, now_ns):
-            return False
+        if levels == self._active:
+            return self._end(Outcome.UNCHANGED)
+        if self._has_just_failed(levels, now_ns):
+            return self._end(Outcome.WITHHELD)
         self._sequence += 1
         self._change = Change(
             sequence=self._sequence,
@@ -302,7 +324,18 @@ class PrecisionTransaction:
         if waiting is not None:
             self._begin(*waiting, now_ns)
 
-    def _finish(self, stage: Stage, reason: str, now_ns: int) -> None:
+    def _drop_waiting(self, outcome: Outcome) -> None:
+        if self._waiting is not None:
+            self._waiting = None
+            self._end(outcome)
+
+    def _finish(self, stage: Stage, reason: str, now_ns: int, outcome: Outcome) -> None:
         self._history.append(replace(self._change, stage=stage, reason=reason, stage_ns=now_ns))
         self._counts[stage] += 1
         self._change = None
+        self._end(outcome)
+
+    def _end(self, outcome: Outcome) -> bool:
+        """Note what became of one request; return False: nothing new is under way."""
+        self._outcomes[outcome] += 1
+        return False

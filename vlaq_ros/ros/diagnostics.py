@@ -11,6 +11,7 @@ from typing import Any
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
 from vlaq_ros.control.drift_alarm import DriftLevel
+from vlaq_ros.control.precision_account import Account, Outcome
 from vlaq_ros.control.supervisor import ControlState
 from vlaq_ros.policies.base import MemoryReport, Policy
 from vlaq_ros.ros.control_loop import ControlLoop
@@ -22,6 +23,7 @@ from vlaq_ros.ros.policy_parameters import PolicyParameters
 from vlaq_ros.ros.precision_control import PrecisionControl
 
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
+_PRECISION, _REQUESTS, _UNDER_WAY = 'precision', 'requests', 'requests under way'
 
 
 def status(
@@ -151,11 +153,24 @@ def precision(policy: Policy, kernel: str, control: PrecisionControl) -> Diagnos
         report = control.report()
         values |= {'changes': report.changes, 'rolled back': report.rolled_back}
         values |= {'last change': report.reason, 'requested': report.requested}
+        account = report.account
+        values |= {_REQUESTS: account.requests, _UNDER_WAY: account.under_way}
+        values |= {f'{_REQUESTS} {outcome}': n for outcome, n in account.outcomes.items()}
         for name, share in report.share_of_inferences.items():
             values[f'inferences at {name} [%]'] = f'{100.0 * share:.1f}'
     if control.fault:
-        return status('precision', ERROR, control.fault, values)
-    return status('precision', OK, policy.precision, values)
+        return status(_PRECISION, ERROR, control.fault, values)
+    return status(_PRECISION, OK, policy.precision, values)
+
+
+def read_account(msg: DiagnosticArray) -> Account | None:
+    """Return what `precision` has told about requests; None: nothing, as of another node."""
+    for one in msg.status:
+        values = {pair.key: pair.value for pair in one.values}
+        if one.name.endswith(f': {_PRECISION}') and _REQUESTS in values:
+            outcomes = {outcome: int(values[f'{_REQUESTS} {outcome}']) for outcome in Outcome}
+            return Account(int(values[_REQUESTS]), int(values[_UNDER_WAY]), outcomes)
+    return None
 
 
 def drift(control: DriftControl, now_ns: int) -> DiagnosticStatus:

@@ -25,6 +25,7 @@ from vlaq_ros.control.precision import (
     SafetyEvent,
     level_names,
 )
+from vlaq_ros.control.precision_account import NO_REQUESTS, Account, Outcome
 from vlaq_ros.control.precision_controller import GripperWatch
 from vlaq_ros.control.precision_occupancy import Occupancy
 from vlaq_ros.control.precision_switch import PrecisionSwitch
@@ -56,6 +57,7 @@ class PrecisionReport:
         changes, rolled_back: Number of changes by how they ended.
         share_of_inferences, share_of_time: By `<group> <level>`.
         latency_s: Median of the last inferences by precision [s].
+        account: What has become of every request, of the rules and of accepted calls.
     """
 
     requested: str
@@ -66,6 +68,7 @@ class PrecisionReport:
     share_of_inferences: Mapping[str, float]
     share_of_time: Mapping[str, float]
     latency_s: Mapping[str, float]
+    account: Account = NO_REQUESTS
 
 
 class PrecisionControl:
@@ -105,7 +108,7 @@ class PrecisionControl:
         self._pinned: dict[str, PrecisionLevel] = {}
         self._below_floor: dict[str, PrecisionLevel] | None = None
         self._requested = dict(policy.active_levels)
-        self._last_sequence = 0
+        self._last_sequence = self._left_to_automatic = 0
         self._reason, self.since_ns = 'configured', 0
         self._gripper = GripperWatch()
         self._tracker: MotionTracker | None = None
@@ -252,6 +255,8 @@ class PrecisionControl:
             groups: Level by module group, where `level` is empty.
             now_ns: On the control clock.
 
+        Every call that is accepted counts as one request in `report().account`.
+
         Returns:
             Whether it is accepted, and what happens now or why not.
         """
@@ -275,10 +280,12 @@ class PrecisionControl:
         if problems:
             return False, '\n'.join(('refused:', *problems))
         self._pinned = pinned
-        if AUTO in names.values() and self._controller is None:
+        if set(names.values()) == {AUTO} and self._controller is None:
+            self._left_to_automatic += 1
             return True, "nothing changes: 'dynamic_precision.policy' is static"
         if self._below_floor is not None:
             self._below_floor |= pinned
+            self._left_to_automatic += 1
             return True, 'accepted, in force when drift is OK again'
         wanted = {**self._requested, **pinned}
         text = level_names(wanted)
@@ -362,7 +369,14 @@ class PrecisionControl:
             share_of_inferences=inferences,
             share_of_time=times,
             latency_s={name: float(np.median(each)) for name, each in self._latency_s.items()},
+            account=self._account(),
         )
+
+    def _account(self) -> Account:
+        known = NO_REQUESTS if self._switch is None else self._switch.transaction.account
+        left = self._left_to_automatic
+        outcomes = {**known.outcomes, Outcome.AUTOMATIC: left}
+        return Account(known.requests + left, known.under_way, outcomes)
 
     def _request(self, wanted: dict[str, PrecisionLevel], reason: str, now_ns: int) -> bool:
         self._requested = wanted

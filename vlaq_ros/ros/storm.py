@@ -93,7 +93,7 @@ def _perform(stack: ExitStack, args: argparse.Namespace, logs: Path) -> StormRep
         'without switches', period_s, args.speed, lambda: listener.listen(args.quiet)
     )
     print(f'{args.quiet:g} s without switches are over', flush=True)
-    before = listener.precision
+    before = listener.account
     injected: Counter[str] = Counter()
     between = _between(args, listener, order, injected)
     storm = listener.phase(
@@ -102,21 +102,19 @@ def _perform(stack: ExitStack, args: argparse.Namespace, logs: Path) -> StormRep
         args.speed,
         lambda: listener.storm(args.switches, args.rate, between),
     )
-    after = listener.precision
+    outcomes = listener.settle(before)
     return StormReport(
         settings={
             **{name: value for name, value in vars(args).items() if name != 'out'},
             'processors': os.cpu_count(),
             'load at the end': list(os.getloadavg()),
-            'kernel': after.kernel,
+            'kernel': listener.precision.kernel,
         },
         period_s=period_s,
         speed=args.speed,
         phases=(quiet, storm),
         calls=dict(listener.calls),
-        confirmed=after.changes - before.changes,
-        overtaken=after.rolled_back - before.rolled_back - listener.failed,
-        failed=listener.failed,
+        outcomes=outcomes,
         injected=dict(injected),
         weight_bytes={name: sorted(each) for name, each in listener.weight_bytes.items()},
         memory=tuple(listener.memory),

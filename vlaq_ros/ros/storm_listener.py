@@ -12,19 +12,23 @@ from typing import Any
 import numpy as np
 import psutil
 import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import TwistStamped
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
 from rosgraph_msgs.msg import Clock
 
+from vlaq_ros.control.precision_account import Account
 from vlaq_ros.errors import BringupError
 from vlaq_ros.ros import qos
 from vlaq_ros.ros.bringup import NodeProcess, wait_until
 from vlaq_ros.ros.conversions import to_nanoseconds
+from vlaq_ros.ros.diagnostics import read_account
 from vlaq_ros.ros.interfaces import ActionChunk, PolicyStatus, PrecisionState, SetPrecision
 from vlaq_ros.ros.precision_control import AUTO
 from vlaq_ros.ros.storm_report import Gaps, Memory, Phase
+from vlaq_ros.ros.storm_ticks import Processor, Skipped
 
 START_S = 180.0
 ANSWER_S = 20.0
@@ -52,10 +56,10 @@ class StormListener:
     Attributes:
         calls: Calls of ~/set_precision by what was answered.
         status, precision: The last messages; None: none came yet.
+        account: What the node last told about its requests; None: it has not yet.
         weight_bytes: Precision -> sizes of the weights that were told at it [byte].
         memory: Samples of the policy node during the storm.
         stops: Times that the arm was stopped.
-        failed: Changes that were rolled back while a failure was injected.
         why: Reasons of stops, of refusals and of changes that failed.
     """
 
@@ -75,9 +79,10 @@ class StormListener:
         self.calls: Counter[str] = Counter()
         self.status: PolicyStatus | None = None
         self.precision: PrecisionState | None = None
+        self.account: Account | None = None
         self.weight_bytes: dict[str, set[int]] = {}
         self.memory: list[Memory] = []
-        self.stops = self.failed = 0
+        self.stops = 0
         self.why: list[str] = []
         for message_type, topic, callback, profile in (
             (TwistStamped, 'policy/delta_twist_cmds', self._on_command, _RELIABLE),
@@ -85,6 +90,7 @@ class StormListener:
             (ActionChunk, 'policy/action_chunk', self._on_chunk, _RELIABLE),
             (PolicyStatus, 'policy/status', self._on_status, qos.LATCHED),
             (PrecisionState, 'policy/precision', self._on_precision, _LATCHED),
+            (DiagnosticArray, '/diagnostics', self._on_diagnostics, _RELIABLE),
         ):
             self._node.create_subscription(message_type, topic, callback, profile)
 
@@ -111,6 +117,7 @@ class StormListener:
         self.wait(self._client.service_is_ready, '~/set_precision')
         if not self.precision.switchable:
             raise BringupError('the policy has no levels to switch to')
+        self.wait(lambda: self.account, 'the account of requests on /diagnostics')
 
     def phase(self, name: str, period_s: float, speed: float, run: Callable[[], None]) -> Phase:
         """Run one part and return what was heard meanwhile; see `Gaps.of`."""
@@ -118,15 +125,26 @@ class StormListener:
             heard.clear()
         self._inference_s.clear()
         stops, began_s = self.stops, time.monotonic()
+        processor = Processor.of(self._process.pid)
         run()
+        given = Processor.of(self._process.pid)
         gaps = {
             topic: Gaps.of([at for at, _ in heard], [stamp for _, stamp in heard], period_s, speed)
             for topic, heard in self._arrived.items()
         }
         took_s = time.monotonic() - began_s
         inference_s = np.quantile(self._inference_s or [0.0], (0.5, 0.99, 1.0)).tolist()
-        stopped = self.stops - stops
-        return Phase(name, took_s, gaps['commands'], gaps['clock'], stopped, inference_s)
+        commands_ns = [stamp for _, stamp in self._arrived['commands']]
+        return Phase(
+            name,
+            took_s,
+            gaps['commands'],
+            gaps['clock'],
+            stops=self.stops - stops,
+            skipped=Skipped.of(commands_ns, self._arrived['clock'], period_s, speed),
+            inference_s=inference_s,
+            processor=given and given.since(processor),
+        )
 
     def listen(self, seconds: float) -> None:
         """Only listen."""
@@ -157,6 +175,26 @@ class StormListener:
         self.wait(lambda: not self._calls, 'the last answers', ANSWER_S)
         self.listen(2.0)
 
+    def settle(self, before: Account) -> dict[str, int]:
+        """
+        Wait until the node accounts for every call that it accepted, at most `ANSWER_S`.
+
+        Args:
+            before: What it had told before the first call.
+
+        Returns:
+            Number of calls by outcome; their sum is wrong when the node lost or invented one.
+        """
+        end_s = time.monotonic() + ANSWER_S
+        while time.monotonic() < end_s and (
+            self.account.under_way
+            or self.account.requests - before.requests < self.calls['accepted']
+        ):
+            self._step()
+        self._check()
+        outcomes = self.account.outcomes
+        return {str(name): outcomes[name] - before.outcomes[name] for name in outcomes}
+
     def fail(self, inject: Callable[[], None], is_injected: Callable[[], bool]) -> None:
         """
         Let the next change fail, and wait until it is rolled back.
@@ -177,7 +215,6 @@ class StormListener:
             'the injected failure to be rolled back',
             ANSWER_S,
         )
-        self.failed += self.precision.rolled_back - before
 
     def _levels(self) -> list[tuple[str, str]]:
         return [tuple(name.split()) for name in self.precision.switchable]
@@ -262,6 +299,9 @@ class StormListener:
         if was_running and not self.is_running:
             self.stops += 1
             self._note(f'stopped: {msg.reason}')
+
+    def _on_diagnostics(self, msg: DiagnosticArray) -> None:
+        self.account = read_account(msg) or self.account
 
     def _on_precision(self, msg: PrecisionState) -> None:
         self.precision = msg

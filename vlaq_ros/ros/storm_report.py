@@ -13,6 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from vlaq_ros.control.precision_account import Outcome
+from vlaq_ros.ros.storm_ticks import Processor, Skipped
+
 _MIB = 2**20
 
 
@@ -89,7 +92,9 @@ class Phase:
         clock: Of /clock, which the ticks of the policy node follow: a simulator that is late
             makes commands late as well.
         stops: Times that the arm was stopped.
+        skipped: Ticks of /clock without a command.
         inference_s: Duration of an inference, p50, p99 and largest [s].
+        processor: What the thread of the node that ticks got of it; None: nobody counts that.
     """
 
     name: str
@@ -97,7 +102,9 @@ class Phase:
     commands: Gaps
     clock: Gaps
     stops: int
+    skipped: Skipped
     inference_s: Sequence[float] = (0.0, 0.0, 0.0)
+    processor: Processor | None = None
 
     @property
     def speed(self) -> float:
@@ -125,9 +132,7 @@ class StormReport:
         speed: Simulated seconds per second that were asked for.
         phases: Without switches first.
         calls: Calls of ~/set_precision by what was answered.
-        confirmed: Changes that an inference has confirmed.
-        overtaken: Changes that another one took the place of before they were swapped.
-        failed: Changes that were rolled back for another reason.
+        outcomes: What the node says has become of the accepted calls; names as of `Outcome`.
         injected: Failures that were injected, by kind; all of them must be rolled back.
         weight_bytes: Precision -> all sizes of the weights that were told at it [byte].
         memory: Samples of the node, in order.
@@ -139,9 +144,7 @@ class StormReport:
     speed: float
     phases: Sequence[Phase]
     calls: Mapping[str, int]
-    confirmed: int
-    overtaken: int
-    failed: int
+    outcomes: Mapping[str, int]
     injected: Mapping[str, int]
     weight_bytes: Mapping[str, Sequence[int]]
     memory: Sequence[Memory]
@@ -172,7 +175,13 @@ class StormReport:
             'stamps of commands never go back': not any(p.commands.back for p in self.phases),
             'the arm was never stopped': not any(phase.stops for phase in self.phases),
             'no call stayed unanswered': not self.calls.get('unanswered'),
-            'failed changes are the injected ones': self.failed == sum(self.injected.values()),
+            'every accepted call had exactly one outcome': (
+                sum(self.outcomes.values()) == self.calls.get('accepted', 0)
+            ),
+            'every change that failed was rolled back': not self.outcomes.get(Outcome.FAULT),
+            'failed changes are the injected ones': (
+                self.outcomes.get(Outcome.ROLLED_BACK, 0) == sum(self.injected.values())
+            ),
         }
 
     @property
@@ -187,6 +196,7 @@ class StormReport:
         return '\n\n'.join(
             [
                 self._gap_table(),
+                self._tick_table(),
                 self._change_table(),
                 self._memory_table(),
                 *('\n'.join(f'- {line}' for line in lines) for lines in lists),
@@ -229,13 +239,26 @@ class StormReport:
             )
         return '\n'.join(rows)
 
+    def _tick_table(self) -> str:
+        rows = [
+            '| phase | ticks without a command | steps over one tick, /clock even meanwhile '
+            '| over two ticks, /clock even meanwhile | thread of the ticks ran / waited for a '
+            'processor [s] |',
+            '|---|---|---|---|---|',
+        ]
+        for phase in self.phases:
+            found, given = phase.skipped, phase.processor
+            times = f'{given.ran_s:.1f} / {given.waited_s:.1f}' if given else 'unknown'
+            rows.append(
+                f'| {phase.name} | {found.ticks} | {found.over_one}, {found.over_one_even} '
+                f'| {found.over_two}, {found.over_two_even} | {times} |'
+            )
+        return '\n'.join(rows)
+
     def _change_table(self) -> str:
         rows = {f'calls {name}': count for name, count in self.calls.items()}
-        rows |= {
-            'changes confirmed': self.confirmed,
-            'changes overtaken': self.overtaken,
-            'changes failed and rolled back': self.failed,
-        }
+        rows |= {f'outcome: {name}': count for name, count in self.outcomes.items()}
+        rows['outcomes together'] = sum(self.outcomes.values())
         rows |= {f'failures injected: {kind}': count for kind, count in self.injected.items()}
         rows['precisions seen'] = len(self.weight_bytes)
         sizes = {size for each in self.weight_bytes.values() for size in each}
