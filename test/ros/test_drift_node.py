@@ -287,6 +287,9 @@ def test_levels_that_are_asked_for_during_an_alarm_wait_for_its_end(
     robot.pass_time(0.3, node)
     answer = ask(graph, robot, 'w4a8')
     assert (answer.accepted, answer.message) == (True, 'accepted, in force when drift is OK again')
+    account = node._loop.precision.report().account
+    assert account.outcomes['left to automatic'] == 1
+    assert account.is_balanced
     robot.pass_time(0.3, node)
     assert said[-1].precision == 'w8a16'
     offset.metres = 0.0

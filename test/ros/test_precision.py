@@ -13,6 +13,7 @@ from rclpy.parameter import Parameter
 from std_srvs.srv import Trigger
 
 from vlaq_ros.control.precision import PrecisionMenu, level_names
+from vlaq_ros.control.precision_account import Outcome
 from vlaq_ros.control.precision_parameters import GroupParameters, PrecisionParameters
 from vlaq_ros.errors import PolicyError
 from vlaq_ros.kinematics.motion import MotionScale
@@ -320,6 +321,43 @@ def test_random_switches_leave_no_gap_in_the_commands(moving, graph, switching):
     assert gaps.max() <= 2 * 20_000_000  # one tick of 50 Hz may be lost to the test's own clock
     report = node._loop.precision.report()
     assert report.changes > 5
+    assert report.account.requests == 60
+    assert report.account.is_balanced
+    assert report.account.outcomes[Outcome.CONFIRMED] == report.changes
+
+
+def test_every_accepted_call_is_one_request_with_one_outcome_and_a_refused_one_is_none(
+    moving, graph, switching
+):
+    robot, node, said = moving()
+    switching.may_prepare.clear()
+    assert ask(graph, robot, 'w4a8').accepted
+    assert ask(graph, robot, 'w4a8').accepted  # under way already
+    assert ask(graph, robot, 'w8a8').accepted  # takes its place
+    assert ask(graph, robot, 'auto').accepted
+    assert not ask(graph, robot, 'w3a8').accepted
+    assert not ask(graph, robot).accepted
+    account = node._loop.precision.report().account
+    assert (account.requests, account.under_way) == (4, 1)
+    switching.may_prepare.set()
+    robot.run_until(lambda: said[-1].changes == 1, node, what='confirmation')
+    account = node._loop.precision.report().account
+    assert {outcome: n for outcome, n in account.outcomes.items() if n} == {
+        Outcome.CONFIRMED: 1,
+        Outcome.OVERTAKEN: 1,
+        Outcome.UNCHANGED: 1,
+        Outcome.AUTOMATIC: 1,
+    }
+
+
+def test_auto_for_one_group_does_not_keep_another_from_its_level(moving, graph, switching):
+    robot, node, said = moving()
+    answer = ask(graph, robot, llm='auto', expert='w4a8')
+    assert 'under way' in answer.message
+    robot.run_until(lambda: said[-1].changes == 1, node, what='confirmation')
+    assert switching.applied == ['expert w4a8, llm w8a16']
+    account = node._loop.precision.report().account
+    assert (account.requests, account.outcomes[Outcome.AUTOMATIC]) == (1, 0)
 
 
 def measured_levels(spec, boundaries=(0.5,), head='flow'):
