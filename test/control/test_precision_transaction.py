@@ -479,14 +479,15 @@ def test_a_fault_is_no_roll_back_and_withholds_what_waits_and_what_comes():
 
 
 def test_a_policy_that_is_set_up_anew_overtakes_what_is_under_way_and_what_waits():
-    switch, policy = make_switch()
-    transaction = switch.transaction
+    transaction = PrecisionTransaction(HIGH)
     transaction.request(LOW, 'coarse motion', 0)
-    switch.prepare(0)
-    infer(switch, policy, 0, error='')
+    transaction.prepared(transaction.change.sequence, 0)
+    transaction.swap(0)
     transaction.request(HIGH, 'gripper', 0)
+    assert transaction.account.under_way == 2
     transaction.set_up(MIDDLE, 0)
-    assert outcomes_of(transaction) == {Outcome.CONFIRMED: 1, Outcome.OVERTAKEN: 1}
+    assert transaction.account.under_way == 0
+    assert outcomes_of(transaction) == {Outcome.OVERTAKEN: 2}
 
 
 @pytest.mark.parametrize('seed', range(20))
