@@ -88,6 +88,21 @@ def test_phases_with_other_errors_are_told_apart():
     assert deviation['coarse'] == pytest.approx(1e-3, rel=0.2)
 
 
+def test_the_error_model_knows_how_often_the_gripper_is_on_the_other_side():
+    actions = made({})
+    gripper = SPEC.action.names.index('gripper')
+    actions.reference[:, :, gripper] = 1.0
+    for chunks in actions.at.values():
+        chunks[:, :, gripper] = 1.0
+    grasps = np.arange(COUNT) % 4 == 2
+    actions.at['w4a8'][grasps, 1:3, gripper] = 0.0
+    actions.at['w4a8'][:, ROWS:, gripper] = 0.0  # is not executed
+    drift = fit(actions).drift
+    assert drift.error_at('w4a8', 'gripper').gripper == pytest.approx(2 / ROWS)
+    assert drift.error_at('w4a8', 'fine').gripper == 0.0
+    assert drift.error_at('w8a8', 'gripper').gripper == 0.0
+
+
 def test_a_boundary_lies_where_the_drift_leaves_the_bound_of_the_tolerance():
     sensitivities = np.linspace(0.0, 1.0, COUNT)
     tolerance = Tolerance(drift_m=0.01, gripper=1.0)

@@ -24,7 +24,14 @@ from vlaq_ros.sim.drift_detection import (
     false_alarms,
     scaled,
 )
-from vlaq_ros.sim.drift_readings import TURN_RMS_RAD, RemoteAnswers, Series, read, turning_run
+from vlaq_ros.sim.drift_readings import (
+    CALIBRATED,
+    TURN_RMS_RAD,
+    RemoteAnswers,
+    Series,
+    read,
+    turning_run,
+)
 from vlaq_ros.sim.drift_runs import CHOOSE, JUDGE, Plan, RunStore, StudyRun, draw_onset, run_one
 from vlaq_ros.sim.drift_study_report import draw_study, make_tables, write_study
 from vlaq_ros.sim.drift_study_results import evaluate_study
@@ -58,14 +65,18 @@ def make_series(positions_m, onset=-1, delay=0, first=0):
     return Series(chunk, time_s, window, window, PERIOD_S, count * ROWS, onset)
 
 
-def make_run(split=JUDGE, level='w8a8', fault='', onset=-1, error_m=0.0, chunks=10, number=0):
-    """Return an episode along x, `error_m` off per step from the onset on."""
+def make_run(
+    split=JUDGE, level='w8a8', fault='', onset=-1, error_m=0.0, chunks=10, number=0, opening=1.0
+):
+    """Return an episode along x, `error_m` off per step or with a flip from the onset on."""
     reference = np.zeros((chunks, ROWS, 4))
     reference[..., 0] = 0.01
-    reference[..., 3] = 1.0
+    reference[..., 3] = opening
     judged = np.array(reference)
     judged[..., 1] += 1.1e-5 * (1 + np.arange(chunks) % 3)[:, None]
     judged[max(onset, 0) :, :, 1] += error_m
+    if fault == 'gripper':
+        judged[onset:, :, 3] = 1.0 - opening
     answers = {'fp32': reference, 'higher': reference}
     e = EPISODES[number]
     return StudyRun(
@@ -309,14 +320,40 @@ def test_a_large_error_is_noticed_at_once_and_a_tiny_one_never(results):
     assert short.by_own.false_alarms['shadow', 'w8a8', DriftLevel.WARN].episodes == 3
 
 
-def test_tables_say_plainly_that_a_prediction_notices_nothing(results):
+def test_tables_say_plainly_what_reaches_a_prediction_and_what_does_not(results):
     limits, compared, detection, false, *_, success = make_tables(results)
     assert cells(detection, 'bias-2mm', 'predicted')[0].startswith('0/')
-    assert any('predicted (fitted' in n and 'any of the errors' in n for n in detection.notes)
+    assert cells(detection, 'bias-2mm', CALIBRATED)[:3] == ('3/3', '0', '0.00 (0.00)')
+    assert cells(detection, 'bias-0.5mm', CALIBRATED)[0] == '3/3'  # 3 mm in each chunk
+    notes = '\n'.join(detection.notes)
+    assert 'does not notice any of the errors: they begin while the robot works' in notes
+    assert 'such errors reach no prediction' in notes
+    assert 'bias-2mm 100 %, 100 %' in notes
+    assert 'nothing to flip' not in notes
     assert cells(compared, 'each level its own', '2 s')[-2:][1] == '0 %'
     assert cells(false, 'w8a8', 'shadow')[0] == '0/3 = 0.0 %'
     assert cells(success, 'w8a8', 'bias-2mm') == ('0/3 = 0.0 %',)
     assert cells(limits, '2 s', 'all levels', 'm')
+
+
+def test_errors_that_change_nothing_are_listed_apart():
+    openings = (0.47, 0.52, 0.9)
+    runs = [
+        make_run(split, opening=opening, number=number)
+        for split in (CHOOSE, JUDGE)
+        for number, opening in enumerate(openings)
+    ]
+    runs += [
+        make_run(fault='gripper', onset=2, opening=opening, number=number)
+        for number, opening in enumerate(openings)
+    ]
+    store = SimpleNamespace(spec=SPEC, levels=lambda: None)
+    study = evaluate_study(runs, store, 'flow', (PERIOD_S,), ('w8a8',))
+    detection = make_tables(study)[2]
+    assert cells(detection, 'gripper', 'shadow')[0] == '1/1'
+    assert any('gripper, nothing to flip: 2 of 3 episodes' in note for note in detection.notes)
+    point = min(study.windows[0].sweep, key=lambda point: abs(point.factor - 1.0))
+    assert point.delay_s['gripper'] == 0.0  # a median of what could be noticed
 
 
 def test_the_report_is_strict_json_and_a_picture(results, tmp_path):

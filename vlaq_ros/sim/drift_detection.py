@@ -3,7 +3,8 @@ Alarms of the drift study: when an error is noticed, how often nothing was wrong
 
 Levels come from `control.drift_alarm`, hysteresis included. A detection counts from the first
 wrong chunk: the chunks and the control time until a reading about a wrong chunk has the level. An
-alarm that stood already when the error began is not counted as a detection.
+alarm that stood already when the error began is not counted as a detection, nor is an error that
+changes nothing noticeable, such as a flipped gripper that is commanded half open.
 """
 
 import math
@@ -31,6 +32,7 @@ class Outcome(str, Enum):
     DETECTED = 'detected'
     MISSED = 'missed'
     ALREADY = 'already alarmed'
+    NOTHING = 'nothing to flip'
 
     __str__ = str.__str__
 
@@ -60,6 +62,7 @@ class Detections:
     Attributes:
         injected: How many.
         already: Of these, the ones that began during an alarm; they count nowhere below.
+        nothing: The ones that change nothing noticeable; they count nowhere below.
         detected: How many were noticed.
         chunks, delay_s: Medians over the noticed ones; NaN when there are none.
         delay_p90_s: 90 % of the noticed ones were noticed within this [s].
@@ -67,6 +70,7 @@ class Detections:
 
     injected: int
     already: int
+    nothing: int
     detected: int
     chunks: float
     delay_s: float
@@ -75,7 +79,7 @@ class Detections:
     @property
     def counted(self) -> int:
         """Errors that could be noticed."""
-        return self.injected - self.already
+        return self.injected - self.already - self.nothing
 
     @property
     def rate(self) -> float:
@@ -119,6 +123,8 @@ def alarm_levels(series: Series, limits: DriftLimits) -> NDArray[np.int64]:
 
 def detect(series: Series, limits: DriftLimits, least: DriftLevel) -> Detection:
     """Return whether and when the error of an episode reached a level."""
+    if not series.shows:
+        return Detection(Outcome.NOTHING)
     levels = alarm_levels(series, limits)
     before, after = series.chunk < series.onset, series.chunk >= series.onset
     if before.any() and levels[before][-1] >= least:
@@ -138,6 +144,7 @@ def detect_all(all_series: Sequence[Series], limits: DriftLimits, least: DriftLe
     return Detections(
         injected=len(found),
         already=sum(one.outcome is Outcome.ALREADY for one in found),
+        nothing=sum(one.outcome is Outcome.NOTHING for one in found),
         detected=len(noticed),
         chunks=float(np.median([one.chunks for one in noticed] or [math.nan])),
         delay_s=float(np.median(delays)),

@@ -6,6 +6,9 @@ What drift monitors would have said during an episode, from each source of a ref
     remote      full precision answers one chunk late; answers are matched by their sequence
     predicted   an error model and no reference
 
+    predicted, calibrated with it
+                the same, the model fitted to actions that had the error already
+
 An inference takes no control time here: an answer at once is there before the chunk is executed.
 """
 
@@ -20,12 +23,15 @@ from vlaq_ros.control.drift_alarm import DriftLimits
 from vlaq_ros.kinematics.predicted_drift import ErrorSample, PredictedDrift
 from vlaq_ros.policies.drift_monitor import DriftMonitor, DriftReading
 from vlaq_ros.sim.drift_runs import StudyRun
-from vlaq_ros.sim.faults import TURNING
+from vlaq_ros.sim.faults import ALL_FAULTS, TURNING, Fault
 from vlaq_ros.types import POSITION_NAMES, ROTATION_NAMES, ActionChunk, ActionSpec
 
 FULL_PRECISION = 'fp32'
 HIGHER = 'higher'
 SOURCES = ('shadow', 'higher', 'remote', 'predicted')
+CALIBRATED = 'predicted, calibrated with it'
+"""Not a source of its own: what `predicted` says of an error that was there at calibration."""
+
 REMOTE_DELAY = 1
 """Chunks after which an answer of `remote` arrives."""
 
@@ -47,6 +53,7 @@ class Series:
         period_s: Control time from one chunk to the next [s].
         steps: Policy steps of the episode.
         onset: Number of the first wrong chunk; -1: none.
+        shows: Whether the error changes the actions noticeably; see `Fault.shows`.
     """
 
     chunk: NDArray[np.int64]
@@ -56,6 +63,7 @@ class Series:
     period_s: float
     steps: int
     onset: int
+    shows: bool = True
 
     def at_window(self, window_s: float) -> 'Series':
         """Return these readings with means over another window [s], as a monitor forms them."""
@@ -93,13 +101,13 @@ def read(
     Args:
         run: The episode.
         spec: What its actions mean.
-        source: One of `SOURCES`.
-        model: For the source `predicted`.
+        source: One of `SOURCES`, or `CALIBRATED`.
+        model: For the sources that predict.
     """
     rows = run.judged.shape[1]
     monitor = DriftMonitor(spec, rows, DriftLimits(), rows * spec.period_s)
     judged = _chunks(run.judged, spec, run.level)
-    if source == 'predicted':
+    if source in ('predicted', CALIBRATED):
         pairs = [(k, monitor.predicted(one, model, run.level)) for k, one in enumerate(judged)]
     else:
         name = HIGHER if source == 'higher' else FULL_PRECISION
@@ -147,6 +155,16 @@ def turning_run(run: StudyRun, spec: ActionSpec, fault: bool) -> tuple[StudyRun,
     return changed, wide
 
 
+def with_fault(run: StudyRun, spec: ActionSpec, fault: Fault) -> StudyRun:
+    """
+    Return an episode without an error as if the policy had it from the first chunk on, open loop.
+
+    The arm is driven by the healthy actions: the observations, and what references answer, stay.
+    """
+    judged = np.array([fault.change(chunk, spec) for chunk in run.judged])
+    return replace(run, judged=judged, fault=fault.name, onset=0)
+
+
 def error_samples(run: StudyRun) -> Iterator[ErrorSample]:
     """Yield what an error model is fitted to: every chunk with the answer of full precision."""
     for judged, reference in zip(run.judged, run.references[FULL_PRECISION]):
@@ -173,6 +191,7 @@ def _series(run: StudyRun, spec: ActionSpec, pairs: list[tuple[int, DriftReading
     period_s = run.judged.shape[1] * spec.period_s
     window = np.array([[r.window_m, r.window_rad, r.window_gripper] for _, r in pairs])
     window = window.reshape(-1, 3)
+    wrong = run.judged[max(run.onset, 0) :].reshape(-1, spec.dim)
     return Series(
         chunk=np.array([reading.sequence for _, reading in pairs], dtype=np.int64),
         time_s=np.array([number * period_s for number, _ in pairs]),
@@ -181,6 +200,7 @@ def _series(run: StudyRun, spec: ActionSpec, pairs: list[tuple[int, DriftReading
         period_s=period_s,
         steps=run.steps,
         onset=run.onset,
+        shows=not run.fault or ALL_FAULTS[run.fault].shows(wrong, spec),
     )
 
 

@@ -8,14 +8,11 @@ from typing import Any
 
 from vlaq_ros.control.drift_alarm import DriftLevel
 from vlaq_ros.errors import MissingDependencyError
-from vlaq_ros.sim.drift_detection import Detections, FalseAlarms
-from vlaq_ros.sim.drift_readings import FULL_PRECISION, SOURCES
-from vlaq_ros.sim.drift_study_results import (
-    TURNING_STREAM,
-    Judged,
-    StudyResults,
-    WindowResult,
-)
+from vlaq_ros.kinematics.drift import CLEARLY_APART
+from vlaq_ros.sim.drift_detection import Detections, FalseAlarms, Outcome
+from vlaq_ros.sim.drift_readings import CALIBRATED, FULL_PRECISION, SOURCES
+from vlaq_ros.sim.drift_series import TURNING_STREAM
+from vlaq_ros.sim.drift_study_results import ALARMS, Judged, StudyResults, WindowResult
 from vlaq_ros.sim.faults import FAULTS, TURNING
 from vlaq_ros.sim.results import write_atomically
 from vlaq_ros.sim.table import NOTHING, Table
@@ -129,14 +126,11 @@ def _limits(results: StudyResults) -> Table:
 
 
 def _detection(title: str, results: StudyResults, judged: Judged) -> Table:
-    keys = [(source, fault) for fault in results.faults for source in SOURCES]
-    keys.append((TURNING_STREAM, TURNING.name))
+    keys = [(source, fault) for fault in results.faults for source in (*SOURCES, CALIBRATED)]
+    keys += [(source, TURNING.name) for source in (TURNING_STREAM, CALIBRATED)]
     rows = []
     for source, fault in keys:
-        warn, error = (
-            judged.detections[source, fault, alarm]
-            for alarm in (DriftLevel.WARN, DriftLevel.ERROR)
-        )
+        warn, error = (judged.detections[source, fault, alarm] for alarm in ALARMS)
         rows.append((fault, source, *_noticed(warn), *_noticed(error)))
     return Table(
         title,
@@ -159,10 +153,19 @@ def _noticed(found: Detections) -> tuple[str, str, str]:
 def _detection_notes(results: StudyResults, judged: Judged) -> Iterator[str]:
     yield (
         f'Errors begin with a random inference of an episode at {results.levels[0]}: noticed / '
-        'injected, without those that began during an alarm; medians over the noticed ones from '
-        'the first wrong observation, in brackets the 90 % quantile. An inference takes no '
-        f'control time here; remote answers come one chunk late. {_texts(results)}'
+        'injected, without those that began during an alarm and those that change nothing '
+        'noticeable; medians over the noticed ones from the first wrong observation, in brackets '
+        'the 90 % quantile. An inference takes no control time here; remote answers come one '
+        f'chunk late. {_texts(results)}'
     )
+    for fault in results.faults:
+        found = judged.detections['shadow', fault, DriftLevel.WARN]
+        if found.nothing:
+            yield (
+                f'{fault}, {Outcome.NOTHING}: {found.nothing} of {found.injected} episodes, in '
+                'which the error changes the gripper alone and in no action by '
+                f'{CLEARLY_APART:g} of its way. They are not counted.'
+            )
     yield (
         f'{TURNING.name}: {TURNING.text}, in a synthetic stream (translations of an episode, '
         'smooth random turns), since the policy commands no rotation.'
@@ -170,8 +173,9 @@ def _detection_notes(results: StudyResults, judged: Judged) -> Iterator[str]:
     blind = [f for f in results.faults if not _is_noticed(judged, 'predicted', f)]
     if blind:
         yield (
-            f'predicted ({results.model}) does not notice {_all_of(blind, results.faults)}: a '
-            'prediction knows the level and the motion, and nothing of faults.'
+            f'predicted ({results.model}) does not notice {_all_of(blind, results.faults)}: '
+            'they begin while the robot works, and such errors reach no prediction. It knows the '
+            'level, the motion, and what calibration measured.'
         )
     seen = [f for f in results.faults if f not in blind]
     if seen:
@@ -179,6 +183,14 @@ def _detection_notes(results: StudyResults, judged: Judged) -> Iterator[str]:
             f'predicted has alarms during {", ".join(seen)}, because its prediction grows with '
             'the commanded motion; it measures nothing.'
         )
+    known = [f'{f} {_share(judged, CALIBRATED, f)}' for f in (*results.faults, TURNING.name)]
+    yield (
+        f'{CALIBRATED}: the error was there when the policy was calibrated. The error model is '
+        f'fitted to the training-seed episodes at {results.levels[0]} with the error in every '
+        'action, and read on the healthy twins of the judged episodes with the error in every '
+        'action, open loop; delays count from the first chunk. The limits are those without an '
+        f'error. Share that reaches WARN, ERROR: {"; ".join(known)}.'
+    )
     yield (
         'higher reads the same store as the judged policy: it cannot see what is wrong with the '
         'stored weights themselves, which these errors are not.'
@@ -187,6 +199,11 @@ def _detection_notes(results: StudyResults, judged: Judged) -> Iterator[str]:
 
 def _is_noticed(judged: Judged, source: str, fault: str) -> bool:
     return judged.detections[source, fault, DriftLevel.WARN].detected > 0
+
+
+def _share(judged: Judged, source: str, fault: str) -> str:
+    rates = (judged.detections[source, fault, alarm].rate for alarm in ALARMS)
+    return ', '.join(NOTHING if math.isnan(rate) else f'{100 * rate:.0f} %' for rate in rates)
 
 
 def _all_of(names: Sequence[str], everything: Sequence[str]) -> str:
@@ -201,10 +218,7 @@ def _false(title: str, results: StudyResults, judged: Judged) -> Table:
     keys = [(s, level) for s in (*SOURCES, TURNING_STREAM) for level in results.levels]
     rows = []
     for source, level in keys:
-        warn, error = (
-            judged.false_alarms[source, level, alarm]
-            for alarm in (DriftLevel.WARN, DriftLevel.ERROR)
-        )
+        warn, error = (judged.false_alarms[source, level, alarm] for alarm in ALARMS)
         rows.append((level, source, *_alarmed(warn), *_alarmed(error)))
     hours = judged.false_alarms[SOURCES[0], results.levels[0], DriftLevel.WARN].hours
     return Table(

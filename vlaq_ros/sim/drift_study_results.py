@@ -4,15 +4,14 @@ The numbers of a drift study: limits from one half of the episodes, judged on th
 Everything is made of the kept rows with the monitors and alarms of the node.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from vlaq_ros.control.drift_alarm import DriftLevel, DriftLimits
-from vlaq_ros.kinematics.predicted_drift import PredictedDrift
-from vlaq_ros.policies.bundle import LEVELS, Bundle
+from vlaq_ros.policies.bundle import Bundle
 from vlaq_ros.sim.drift_detection import (
     ChosenLimits,
     Detections,
@@ -24,13 +23,13 @@ from vlaq_ros.sim.drift_detection import (
     false_alarms,
     scaled,
 )
-from vlaq_ros.sim.drift_readings import SOURCES, Series, error_samples, read, turning_run
+from vlaq_ros.sim.drift_readings import CALIBRATED, SOURCES, Series
 from vlaq_ros.sim.drift_runs import CHOOSE, JUDGE, StudyRun
-from vlaq_ros.sim.faults import FAULTS, TURNING
+from vlaq_ros.sim.drift_series import TURNING_STREAM, StudySeries, error_model
+from vlaq_ros.sim.faults import ALL_FAULTS, FAULTS, TURNING
 
 ALARMS = (DriftLevel.WARN, DriftLevel.ERROR)
 SWEEP = tuple(float(f'{factor:.3g}') for factor in np.geomspace(0.1, 4.0, 24))
-TURNING_STREAM = 'shadow, synthetic turns'
 
 
 @dataclass(frozen=True)
@@ -151,40 +150,6 @@ class StudyResults:
         }
 
 
-class _Readings:
-    """Series of every kind of episode; each is read once for all windows."""
-
-    def __init__(self, runs: Iterable[StudyRun], store: Bundle, model: PredictedDrift) -> None:
-        self._spec = store.spec.action
-        self._model = model
-        self._runs: dict[tuple[str, str, str], list[StudyRun]] = {}
-        self._read: dict[tuple[str, ...], list[Series]] = {}
-        for run in runs:
-            self._runs.setdefault((run.split, run.level, run.fault), []).append(run)
-
-    def of(
-        self,
-        split: str,
-        level: str,
-        fault: str,
-        source: str,
-        window_s: float,
-    ) -> list[Series]:
-        key = (split, level, fault, source)
-        if key not in self._read:
-            runs = self._runs.get(key[:3], [])
-            self._read[key] = [read(run, self._spec, source, self._model) for run in runs]
-        return [series.at_window(window_s) for series in self._read[key]]
-
-    def turning(self, split: str, level: str, fault: bool, window_s: float) -> list[Series]:
-        key = (split, level, TURNING.name if fault else '', TURNING_STREAM)
-        if key not in self._read:
-            runs = self._runs.get((split, level, ''), [])
-            pairs = [turning_run(run, self._spec, fault) for run in runs]
-            self._read[key] = [read(run, spec, 'shadow') for run, spec in pairs]
-        return [series.at_window(window_s) for series in self._read[key]]
-
-
 def evaluate_study(
     runs: Sequence[StudyRun],
     store: Bundle,
@@ -202,7 +167,7 @@ def evaluate_study(
         windows_s: Windows of the monitor [s].
         levels: That of the errors first.
     """
-    model, origin = _model(runs, store, head, levels)
+    model, origin = error_model(runs, store, head, levels)
     faults = tuple(dict.fromkeys(run.fault for run in runs if run.fault))
     success: dict[tuple[str, str], tuple[int, int]] = {}
     for run in runs:
@@ -210,14 +175,14 @@ def evaluate_study(
             solved, episodes = success.get((run.level, run.fault), (0, 0))
             success[run.level, run.fault] = solved + run.success, episodes + 1
     results = []
-    readings = _Readings(runs, store, model)
+    readings = StudySeries(runs, store.spec.action, model)
     for window_s in windows_s:
         results.append(_at_window(readings, window_s, levels, faults, store.spec.action.period_s))
     return StudyResults(tuple(results), origin, success, tuple(levels), faults)
 
 
 def _at_window(
-    readings: _Readings,
+    readings: StudySeries,
     window_s: float,
     levels: Sequence[str],
     faults: Sequence[str],
@@ -232,6 +197,10 @@ def _at_window(
     injected = {
         **{(s, f): readings.of(JUDGE, levels[0], f, s, window_s) for s in SOURCES for f in faults},
         (TURNING_STREAM, TURNING.name): readings.turning(JUDGE, levels[0], True, window_s),
+        **{
+            (CALIBRATED, name): readings.calibrated(levels[0], ALL_FAULTS[name], window_s)
+            for name in (*faults, TURNING.name)
+        },
     }
     healthy = {
         **{
@@ -293,22 +262,8 @@ def _median_delay(all_series: Sequence[Series], limits: DriftLimits) -> float:
     delays = [
         one.delay_s if one.outcome is Outcome.DETECTED else np.inf
         for one in found
-        if one.outcome is not Outcome.ALREADY
+        if one.outcome in (Outcome.DETECTED, Outcome.MISSED)
     ]
     if not delays:
         return float('nan')
     return float(np.quantile(delays, 0.5, method='higher'))
-
-
-def _model(
-    runs: Sequence[StudyRun], store: Bundle, head: str, levels: Sequence[str]
-) -> tuple[PredictedDrift, str]:
-    """Return the error model of `predicted`, and where it is from."""
-    known = store.levels()
-    if known is not None and head in known.heads:
-        model = known.heads[head].drift
-        if set(levels) <= set(model.levels):
-            return model, f'from {LEVELS} of the store'
-    samples = [s for run in runs if run.split == CHOOSE for s in error_samples(run)]
-    model = PredictedDrift.fit(samples, store.spec.action)
-    return model, 'fitted to the training-seed episodes of this study'

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlaq_ros.errors import unknown_name
+from vlaq_ros.kinematics.drift import CLEARLY_APART
 from vlaq_ros.kinematics.lie import rotate, so3_exp
 from vlaq_ros.policies.base import Policy
 from vlaq_ros.types import (
@@ -34,12 +35,24 @@ class Fault:
     Attributes:
         name: For options and tables.
         text: What it does, with its size.
-        change: Returns the actions [n, dim] with the error.
+        change: Returns the actions [n, dim] with the error; applied to its own result it changes
+            as much as it did the first time.
     """
 
     name: str
     text: str
     change: Change
+
+    def shows(self, wrong: NDArray, spec: ActionSpec) -> bool:
+        """
+        Return whether actions [n, dim] that have the error differ noticeably from what they were.
+
+        They do not where nothing but the gripper changed, and nowhere by a tenth
+        (`kinematics.drift.CLEARLY_APART`): about half open there is nothing to flip.
+        """
+        change = np.abs(self.change(wrong, spec) - wrong)
+        gripper = np.array([name == GRIPPER_NAME for name in spec.names])
+        return bool(change[:, ~gripper].any() or (change[:, gripper] >= CLEARLY_APART).any())
 
 
 def bias(names: tuple[str, ...], sizes: tuple[float, ...]) -> Change:
@@ -94,6 +107,8 @@ FAULTS = {
 
 TURNING = Fault('turn-0.05rad', '0.05 rad per step about z', bias(ROTATION_NAMES[2:], (0.05,)))
 """What is injected into the synthetic stream of actions with rotation."""
+
+ALL_FAULTS = {**FAULTS, TURNING.name: TURNING}
 
 
 def find_fault(name: str) -> Fault:
