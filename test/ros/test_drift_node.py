@@ -140,6 +140,27 @@ def test_diagnostics_follow_the_level_up_and_down(drifting, shadow):
     robot.run_until(lambda: said[-1].level == DriftReport.OK, node, what='the same on ~/drift')
 
 
+def test_an_alarm_that_is_shorter_than_a_second_is_on_diagnostics_as_well(drifting, graph, shadow):
+    offset = Offset(shadow)
+    robot, node, said, told = drifting()
+    (regular,) = (one for one in node.timers if one.callback == node._on_diagnostics_timer)
+    regular.cancel()
+    robot.run_until(lambda: said, node, what='the first report')
+    told.clear()
+    offset.metres = 0.015
+    robot.run_until(lambda: told, node, what='the warning')
+    offset.metres = 0.0
+    robot.run_until(lambda: len(told) > 1, node, what='its end')
+    assert [one.level for one in told] == [DiagnosticStatus.WARN, DiagnosticStatus.OK]
+    assert told[0].message == f'WARN: {next(r.reason for r in said if r.level)}'
+    offset.metres = 0.015
+    robot.run_until(lambda: len(told) > 2, node, what='the second warning')
+    graph.call(robot.node, Trigger, 'policy/reset')
+    robot.run_until(lambda: len(told) > 3, node, what='its end with the episode')
+    assert [one.level for one in told[2:]] == [DiagnosticStatus.WARN, DiagnosticStatus.OK]
+    assert told[3].message == 'no reading yet'
+
+
 def test_a_slow_reference_costs_no_command_and_what_it_drops_is_counted(drifting, shadow):
     robot, node, said, _ = drifting()
     robot.run_until(lambda: said, node, what='the first report')

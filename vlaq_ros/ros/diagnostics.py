@@ -1,5 +1,5 @@
 """
-The policy node on /diagnostics, once a second, on the node clock.
+The policy node on /diagnostics, once a second and when drift has another level, on its clock.
 
 `diagnostic_updater` is not used: its frequency and time stamp tasks compare simulated stamps with
 wall time. Each function answers one question an operator asks; nothing here stops the robot.

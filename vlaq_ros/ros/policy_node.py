@@ -8,11 +8,12 @@ lifecycle, the services and what is announced. Everything is stopped before it i
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from diagnostic_msgs.msg import DiagnosticArray
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.clock import Clock, ClockType, JumpThreshold, TimeJump
 from rclpy.duration import Duration
 from std_srvs.srv import Trigger
 
+from vlaq_ros.control.drift_alarm import DriftLevel
 from vlaq_ros.control.supervisor import ControlState
 from vlaq_ros.errors import ConfigError, PolicyError
 from vlaq_ros.policies.base import Policy
@@ -69,6 +70,7 @@ class PolicyNode(ManagedNode):
         self._self_test: tuple[bool | None, str] = (None, 'not run')
         self._timers_while_active: list = []
         self._commands_before = 0
+        self._told_drift = DriftLevel.OK
         self._epoch = self._sequence = 0  # of the last loop: they grow as long as the node lives
         self._settings = NodeParameters(
             self,
@@ -175,6 +177,7 @@ class PolicyNode(ManagedNode):
             if part is not None:
                 part.close()
         self._loop = self._inputs = self._outputs = self._policy = self._config = None
+        self._told_drift = DriftLevel.OK
         self._bundle_hash = ''
         self._announce()
 
@@ -285,9 +288,7 @@ class PolicyNode(ManagedNode):
             statuses += self._policy_diagnostics(now_ns)
             if self._policy.levels and self.lifecycle == 'active':
                 self._announce_precision()
-        name = self.get_fully_qualified_name().lstrip('/')
-        hardware_id = f'{self._policy.spec.name} {self._bundle_hash[:12]}' if self._policy else ''
-        self._diagnostics_pub.publish(diagnostics.array(name, hardware_id, now_ns, statuses))
+        self._publish_diagnostics(statuses, now_ns)
         self._announce()
 
     # --- what is announced
@@ -320,7 +321,21 @@ class PolicyNode(ManagedNode):
             msg = policy_status.loaded(self._loop, self._inputs, name, self._bundle_hash)
             if self._loop.precision.collect(self._now_ns()):
                 self._announce_precision()
+            self._announce_drift()
         self._status.announce(msg)
+
+    def _announce_drift(self) -> None:
+        """Tell a level at once that may be over before the diagnostics of the next second."""
+        control = self._loop.drift
+        level = DriftLevel.OK if control.last is None else control.last.level
+        if level is not self._told_drift:
+            self._told_drift, now_ns = level, self._now_ns()
+            self._publish_diagnostics([diagnostics.drift(control, now_ns)], now_ns)
+
+    def _publish_diagnostics(self, statuses: Sequence[DiagnosticStatus], now_ns: int) -> None:
+        name = self.get_fully_qualified_name().lstrip('/')
+        hardware_id = f'{self._policy.spec.name} {self._bundle_hash[:12]}' if self._policy else ''
+        self._diagnostics_pub.publish(diagnostics.array(name, hardware_id, now_ns, statuses))
 
     def _announce_precision(self) -> None:
         report = self._loop.precision.report()
