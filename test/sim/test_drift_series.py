@@ -14,6 +14,7 @@ pytest.importorskip('vlaq_ros.sim.engine', exc_type=MissingDependencyError)
 from vlaq_ros.kinematics.predicted_drift import PredictedDrift
 from vlaq_ros.policies.toy import toy_spec
 from vlaq_ros.sim.drift_detection import Outcome, detect, detect_all
+from vlaq_ros.sim.drift_known import compare_known
 from vlaq_ros.sim.drift_readings import error_samples, read, with_fault
 from vlaq_ros.sim.drift_runs import CHOOSE, JUDGE, StudyRun
 from vlaq_ros.sim.drift_series import StudySeries
@@ -107,6 +108,38 @@ def test_an_episode_has_the_error_throughout_and_its_references_stay():
     np.testing.assert_allclose(wrong.judged - run.judged, [[[0.001, 0, 0, 0]] * ROWS] * CHUNKS)
     assert wrong.references is run.references
     assert (wrong.fault, wrong.onset, run.fault) == ('bias-1mm', 0, '')
+
+
+@pytest.mark.parametrize(
+    ('fault', 'signal', 'size'),
+    [
+        (FAULTS['bias-2mm'], 'm', ROWS * 0.002),
+        (FAULTS['gripper'], 'gripper', 1.0),
+        (TURNING, 'rad', ROWS * 0.05),
+    ],
+)
+def test_the_prediction_of_a_known_error_is_compared_with_what_is_measured(
+    series, fault, signal, size
+):
+    known = series.known('w8a8', fault)
+    assert known.signal == signal
+    assert known.predicted == pytest.approx((size, size), rel=0.1)
+    assert known.expected == pytest.approx(size, rel=0.1)
+    assert known.measured == pytest.approx((size,) * 3, rel=0.1)
+    assert known.chunks == CHUNKS * (4 if fault is TURNING else 2)
+
+
+def test_readings_are_compared_by_the_mean_that_a_prediction_is():
+    measured = read(make_run(), ACTION, 'shadow')
+    drift = np.full((CHUNKS, 3), math.nan)
+    drift[:, 0], drift[:, 2] = [0.004] * 4 + [0.008] * 4, 0.0
+    found = compare_known([measured], [replace(measured, drift=drift)], LIMITS)
+    assert found.signal == 'm'
+    assert found.expected == pytest.approx(math.sqrt((0.004**2 + 0.008**2) / 2))
+    assert found.measured[1] == pytest.approx(0.006)
+    drift[:, 2] = [1.0] * 6 + [0.0] * 2
+    found = compare_known([measured], [replace(measured, drift=drift)], LIMITS)
+    assert (found.signal, found.expected, found.predicted) == ('gripper', 0.75, (0.0, 0.0))
 
 
 # --- errors that change nothing noticeable

@@ -321,10 +321,11 @@ def test_a_large_error_is_noticed_at_once_and_a_tiny_one_never(results):
 
 
 def test_tables_say_plainly_what_reaches_a_prediction_and_what_does_not(results):
-    limits, compared, detection, false, *_, success = make_tables(results)
+    limits, compared, detection, false, *_, known, success = make_tables(results)
     assert cells(detection, 'bias-2mm', 'predicted')[0].startswith('0/')
     assert cells(detection, 'bias-2mm', CALIBRATED)[:3] == ('3/3', '0', '0.00 (0.00)')
     assert cells(detection, 'bias-0.5mm', CALIBRATED)[0] == '3/3'  # 3 mm in each chunk
+    assert cells(known, 'bias-2mm', 'm')[:2] == ('12 mm', '12 mm')
     notes = '\n'.join(detection.notes)
     assert 'does not notice any of the errors: they begin while the robot works' in notes
     assert 'such errors reach no prediction' in notes

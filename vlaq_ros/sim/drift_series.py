@@ -10,8 +10,10 @@ from the first chunk on, open loop.
 
 from collections.abc import Iterable, Sequence
 
+from vlaq_ros.control.drift_alarm import DriftLimits
 from vlaq_ros.kinematics.predicted_drift import PredictedDrift
 from vlaq_ros.policies.bundle import LEVELS, Bundle
+from vlaq_ros.sim.drift_known import KnownError, compare_known
 from vlaq_ros.sim.drift_readings import (
     CALIBRATED,
     Series,
@@ -72,6 +74,13 @@ class StudySeries:
             judged = self._always_wrong(self._twins(level, fault), fault)
             self._read[key] = [read(run, spec, CALIBRATED, model) for run, spec in judged]
         return [series.at_window(window_s) for series in self._read[key]]
+
+    def known(self, level: str, fault: Fault) -> KnownError:
+        """Compare `calibrated` with what full precision says of the same wrong actions."""
+        judged = self._always_wrong(self._twins(level, fault), fault)
+        measured = [read(run, spec, 'shadow') for run, spec in judged]
+        predicted = self.calibrated(level, fault, measured[0].period_s)
+        return compare_known(predicted, measured, DriftLimits())
 
     def _twins(self, level: str, fault: Fault) -> list[StudyRun]:
         """Return the healthy episodes that start as those with the error."""

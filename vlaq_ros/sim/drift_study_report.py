@@ -53,7 +53,7 @@ def make_tables(results: StudyResults) -> list[Table]:
             _detection(f'Detection {name}', results, window.by_own),
             _false(f'False alarms {name}', results, window.by_own),
         ]
-    return [*tables, _success(results)]
+    return [*tables, _known(results), _success(results)]
 
 
 def _compared(results: StudyResults) -> Table:
@@ -180,8 +180,8 @@ def _detection_notes(results: StudyResults, judged: Judged) -> Iterator[str]:
     seen = [f for f in results.faults if f not in blind]
     if seen:
         yield (
-            f'predicted has alarms during {", ".join(seen)}, because its prediction grows with '
-            'the commanded motion; it measures nothing.'
+            f'predicted has alarms during {", ".join(seen)}: of the level and the motion, not of '
+            'the error; it measures nothing.'
         )
     known = [f'{f} {_share(judged, CALIBRATED, f)}' for f in (*results.faults, TURNING.name)]
     yield (
@@ -237,6 +237,27 @@ def _false(title: str, results: StudyResults, judged: Judged) -> Table:
 def _alarmed(found: FalseAlarms) -> tuple[str, str]:
     share = 100 * found.per_episode
     return f'{found.alarmed}/{found.episodes} = {share:.1f} %', f'{found.per_hour:.0f}'
+
+
+def _known(results: StudyResults) -> Table:
+    rows = []
+    for fault, one in results.known.items():
+        low, median, high, least, most, expected = (
+            _shown(value, one.signal) for value in (*one.measured, *one.predicted, one.expected)
+        )
+        predicted = least if least == most else f'{least} to {most}'
+        rows.append((fault, one.signal, predicted, expected, f'{median} ({low} to {high})'))
+    return Table(
+        f'{CALIBRATED}: how close it comes, single chunks',
+        ('error', 'signal', 'predicted', 'measured: mean', 'median (5 to 95 %)'),
+        tuple(rows),
+        (
+            'Both of the same chunks, with the error in every action. mean: root mean square of '
+            'm and rad, as a prediction is one. A prediction follows the level, the phase and the '
+            'motion: where it is one number, it is a verdict about the level, and the same in '
+            'every episode.',
+        ),
+    )
 
 
 def _success(results: StudyResults) -> Table:

@@ -23,6 +23,7 @@ from vlaq_ros.sim.drift_detection import (
     false_alarms,
     scaled,
 )
+from vlaq_ros.sim.drift_known import KnownError
 from vlaq_ros.sim.drift_readings import CALIBRATED, SOURCES, Series
 from vlaq_ros.sim.drift_runs import CHOOSE, JUDGE, StudyRun
 from vlaq_ros.sim.drift_series import TURNING_STREAM, StudySeries, error_model
@@ -128,6 +129,7 @@ class StudyResults:
         success: (level, fault) -> (solved, episodes) of the judged episodes.
         levels: The levels, that of the errors first.
         faults: Names of the injected errors.
+        known: By fault: what is predicted and measured of it, had it been there at calibration.
     """
 
     windows: tuple[WindowResult, ...]
@@ -135,6 +137,7 @@ class StudyResults:
     success: Mapping[tuple[str, str], tuple[int, int]]
     levels: tuple[str, ...]
     faults: tuple[str, ...]
+    known: Mapping[str, KnownError]
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -146,6 +149,7 @@ class StudyResults:
                 {'level': level, 'fault': fault, 'solved': solved, 'episodes': episodes}
                 for (level, fault), (solved, episodes) in self.success.items()
             ],
+            'known': {name: asdict(error) for name, error in self.known.items()},
             'windows': [window.to_json() for window in self.windows],
         }
 
@@ -178,7 +182,8 @@ def evaluate_study(
     readings = StudySeries(runs, store.spec.action, model)
     for window_s in windows_s:
         results.append(_at_window(readings, window_s, levels, faults, store.spec.action.period_s))
-    return StudyResults(tuple(results), origin, success, tuple(levels), faults)
+    known = {name: readings.known(levels[0], ALL_FAULTS[name]) for name in (*faults, TURNING.name)}
+    return StudyResults(tuple(results), origin, success, tuple(levels), faults, known)
 
 
 def _at_window(
