@@ -20,7 +20,7 @@ from pathlib import Path
 
 from vlaq_ros.errors import ConfigError, VlaqError
 from vlaq_ros.ros.bringup import NodeProcess, config_file, end_group, isolate, start_bound
-from vlaq_ros.ros.storm_listener import StormListener
+from vlaq_ros.ros.storm_listener import ANSWER_S, StormListener
 from vlaq_ros.ros.storm_policy import KINDS, VARIABLE
 from vlaq_ros.ros.storm_report import StormReport
 
@@ -102,7 +102,7 @@ def _perform(stack: ExitStack, args: argparse.Namespace, logs: Path) -> StormRep
         args.speed,
         lambda: listener.storm(args.switches, args.rate, between),
     )
-    outcomes = listener.settle(before)
+    outcomes = listener.settle(before, ANSWER_S + 2.0 / args.speed)  # told once a simulated second
     return StormReport(
         settings={
             **{name: value for name, value in vars(args).items() if name != 'out'},

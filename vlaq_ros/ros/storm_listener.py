@@ -175,17 +175,18 @@ class StormListener:
         self.wait(lambda: not self._calls, 'the last answers', ANSWER_S)
         self.listen(2.0)
 
-    def settle(self, before: Account) -> dict[str, int]:
+    def settle(self, before: Account, limit_s: float) -> dict[str, int]:
         """
-        Wait until the node accounts for every call that it accepted, at most `ANSWER_S`.
+        Wait until the node accounts for every call that it accepted.
 
         Args:
             before: What it had told before the first call.
+            limit_s: How long to wait at most [s].
 
         Returns:
             Number of calls by outcome; their sum is wrong when the node lost or invented one.
         """
-        end_s = time.monotonic() + ANSWER_S
+        end_s = time.monotonic() + limit_s
         while time.monotonic() < end_s and (
             self.account.under_way
             or self.account.requests - before.requests < self.calls['accepted']
