@@ -27,6 +27,7 @@ from vlaq_ros.errors import BagError, ConfigError, VlaqError
 from vlaq_ros.policies.spec import PolicySpec
 from vlaq_ros.types import Observation
 
+SETS = ('calibration', 'held_out', 'further')
 _REPLACEMENTS = 3  # times that samples whose images prove broken are replaced by others
 
 
@@ -62,6 +63,8 @@ class SamplePlan:
     Attributes:
         calibration: Samples to calibrate with.
         held_out: Samples to judge with.
+        observations: Most samples that statistics are made of: those to calibrate with and
+            further ones of the same episodes, as far as there are any.
         held_out_share: Share of the episodes that the latter come from.
         seed: Of every choice.
         min_instructions: Fewer different sentences would calibrate for one task only.
@@ -72,6 +75,7 @@ class SamplePlan:
 
     calibration: int = 128
     held_out: int = 64
+    observations: int = 2048
     held_out_share: float = 0.25
     seed: int = 0
     min_instructions: int = 2
@@ -104,11 +108,13 @@ class SampleSet:
     Attributes:
         calibration: Samples to calibrate with, in order of recording and time.
         held_out: Samples to judge with, from other episodes.
+        further: Of the episodes of `calibration`, for statistics; as many as there are.
         report: Plan, recordings and counts, as plain values for an artifact.
     """
 
     calibration: tuple[Sample, ...]
     held_out: tuple[Sample, ...]
+    further: tuple[Sample, ...]
     report: Mapping[str, Any]
 
 
@@ -140,6 +146,7 @@ def draw_samples(
     }
     _require_enough(plan, scale, candidates, parts)
     samples = {name: _draw(recordings, parts[name], getattr(plan, name), rng) for name in parts}
+    samples['further'] = _draw_further(recordings, parts['calibration'], samples, plan, rng)
     report = {
         'plan': asdict(plan),
         'recordings': [recording.report() for recording in recordings],
@@ -147,7 +154,7 @@ def draw_samples(
         'measured_step_m': measured,
         **{name: _counts(drawn) for name, drawn in samples.items()},
     }
-    return SampleSet(samples['calibration'], samples['held_out'], report)
+    return SampleSet(*(samples[name] for name in SETS), report)
 
 
 def _survey(recordings: Sequence[Recording], plan: SamplePlan) -> list[list[Moment]]:
@@ -265,34 +272,63 @@ def _draw(
 ) -> tuple[Sample, ...]:
     """Choose and load; a sample whose images prove broken is replaced by another."""
     left = list(candidates)
-    drawn: dict[tuple[int, tuple[str, int]], Sample] = {}
+    drawn: dict[_Key, Sample] = {}
     failures: list[str] = []
     for _ in range(_REPLACEMENTS):
-        taken = Counter(_keys_of((s.instruction, s.phase, s.episode) for s in drawn.values()))
-        chosen = _balanced(left, count - len(drawn), taken, rng)
-        picked = {(c.recording, _order(c.moment)): c for c in chosen}
-        left = [c for c in left if (c.recording, _order(c.moment)) not in picked]
-        for number, recording in enumerate(recordings):
-            mine = [c.moment for c in chosen if c.recording == number]
-            for moment, seen in recording.load(mine) if mine else ():
-                if isinstance(seen, str):
-                    failures.append(f'{recording.name} at t={moment.stamp_ns / 1e9:.3f} s: {seen}')
-                    continue
-                key = (number, _order(moment))
-                drawn[key] = Sample(
-                    seen,
-                    moment.episode,
-                    moment.instruction,
-                    picked[key].phase,
-                    Source(recording.name, recording.topic, moment.stamp_ns),
-                    picked[key].sensitivity,
-                )
+        chosen = _balanced(left, count - len(drawn), _taken(drawn.values()), rng)
+        picked = {_key(c) for c in chosen}
+        left = [c for c in left if _key(c) not in picked]
+        drawn |= _load(recordings, chosen, failures)
         if len(drawn) == count:
             return tuple(sample for _, sample in sorted(drawn.items(), key=lambda item: item[0]))
     lines = '\n  '.join(failures[:10])
     raise BagError(
         f'{len(drawn)} of {count} samples could be loaded, {len(failures)} could not:\n  {lines}'
     )
+
+
+def _draw_further(
+    recordings: Sequence[Recording],
+    candidates: Sequence[_Candidate],
+    samples: Mapping[str, Sequence[Sample]],
+    plan: SamplePlan,
+    rng: np.random.Generator,
+) -> tuple[Sample, ...]:
+    """Choose and load from what is left; a sample whose images prove broken is left out."""
+    used = {(s.source.recording, s.episode, s.source.stamp_ns) for s in samples['calibration']}
+    left = [c for c in candidates if (recordings[c.recording].name, *_order(c.moment)) not in used]
+    count = max(0, plan.observations - plan.calibration)
+    chosen = _balanced(left, count, _taken(samples['calibration']), rng)
+    drawn = _load(recordings, chosen, [])
+    return tuple(sample for _, sample in sorted(drawn.items(), key=lambda item: item[0]))
+
+
+def _load(
+    recordings: Sequence[Recording], chosen: Sequence[_Candidate], failures: list[str]
+) -> dict['_Key', Sample]:
+    """Return what could be loaded; what could not is added to `failures`."""
+    picked = {_key(c): c for c in chosen}
+    drawn = {}
+    for number, recording in enumerate(recordings):
+        mine = [c.moment for c in chosen if c.recording == number]
+        for moment, seen in recording.load(mine) if mine else ():
+            if isinstance(seen, str):
+                failures.append(f'{recording.name} at t={moment.stamp_ns / 1e9:.3f} s: {seen}')
+                continue
+            key = (number, _order(moment))
+            drawn[key] = Sample(
+                seen,
+                moment.episode,
+                moment.instruction,
+                picked[key].phase,
+                Source(recording.name, recording.topic, moment.stamp_ns),
+                picked[key].sensitivity,
+            )
+    return drawn
+
+
+def _taken(samples: Iterable[Sample]) -> Counter:
+    return Counter(_keys_of((s.instruction, s.phase, s.episode) for s in samples))
 
 
 def _balanced(
@@ -325,6 +361,13 @@ def _keys_of(groups: Iterable[tuple[str, Any, str]]) -> list[tuple[str, ...]]:
             ('episode', instruction, episode),
         )
     ]
+
+
+_Key = tuple[int, tuple[str, int]]
+
+
+def _key(candidate: _Candidate) -> _Key:
+    return candidate.recording, _order(candidate.moment)
 
 
 def _order(moment: Moment) -> tuple[str, int]:
