@@ -13,17 +13,11 @@ import torch
 from torch import Tensor
 
 from vlaq_ros.calibration.checkpoint import Part, WorkFolder, plain
+from vlaq_ros.calibration.drawing import Sample, Source
 from vlaq_ros.calibration.method import MethodResult
 from vlaq_ros.calibration.phases import Phase
 from vlaq_ros.calibration.recordings import Recording
-from vlaq_ros.calibration.samples import (
-    SETS,
-    Sample,
-    SamplePlan,
-    SampleSet,
-    Source,
-    draw_samples,
-)
+from vlaq_ros.calibration.samples import SETS, SamplePlan, SampleSet, draw_samples
 from vlaq_ros.policies.spec import PolicySpec
 from vlaq_ros.quant.layout import MixedLayout
 from vlaq_ros.quant.mixed import MixedWeight

@@ -8,12 +8,13 @@ meaningful set are refused with everything that is missing, before an image is d
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from vlaq_ros.calibration.drawing import Candidate, Sample, draw, draw_further
 from vlaq_ros.calibration.motion_history import motion_before
 from vlaq_ros.calibration.phases import (
     Phase,
@@ -25,34 +26,8 @@ from vlaq_ros.calibration.phases import (
 from vlaq_ros.calibration.recordings import Moment, Recording
 from vlaq_ros.errors import BagError, ConfigError, VlaqError
 from vlaq_ros.policies.spec import PolicySpec
-from vlaq_ros.types import Observation
 
 SETS = ('calibration', 'held_out', 'further')
-_REPLACEMENTS = 3  # times that samples whose images prove broken are replaced by others
-
-
-class Source(NamedTuple):
-    """Where a sample was taken: a recording, the topic that stamped it, and the stamp."""
-
-    recording: str
-    topic: str
-    stamp_ns: int
-
-
-@dataclass(frozen=True)
-class Sample:
-    """
-    One observation with what it is an example of.
-
-    `sensitivity` is that of the motion before it (`motion_history`); None: unknown.
-    """
-
-    observation: Observation
-    episode: str
-    instruction: str
-    phase: Phase
-    source: Source
-    sensitivity: float | None = None
 
 
 @dataclass(frozen=True)
@@ -118,13 +93,6 @@ class SampleSet:
     report: Mapping[str, Any]
 
 
-class _Candidate(NamedTuple):
-    recording: int
-    moment: Moment
-    phase: Phase
-    sensitivity: float | None
-
-
 def draw_samples(
     recordings: Sequence[Recording], spec: PolicySpec, plan: SamplePlan | None = None
 ) -> SampleSet:
@@ -145,8 +113,14 @@ def draw_samples(
         'held_out': [c for c in candidates if c.moment.episode in held_out_episodes],
     }
     _require_enough(plan, scale, candidates, parts)
-    samples = {name: _draw(recordings, parts[name], getattr(plan, name), rng) for name in parts}
-    samples['further'] = _draw_further(recordings, parts['calibration'], samples, plan, rng)
+    samples = {name: draw(recordings, parts[name], getattr(plan, name), rng) for name in parts}
+    samples['further'] = draw_further(
+        recordings,
+        parts['calibration'],
+        samples['calibration'],
+        max(0, plan.observations - plan.calibration),
+        rng,
+    )
     report = {
         'plan': asdict(plan),
         'recordings': [recording.report() for recording in recordings],
@@ -180,7 +154,7 @@ def _survey(recordings: Sequence[Recording], plan: SamplePlan) -> list[list[Mome
 
 def _with_phases(
     surveyed: Sequence[Sequence[Moment]], spec: PolicySpec
-) -> tuple[float, float | None, list[_Candidate]]:
+) -> tuple[float, float | None, list[Candidate]]:
     """Return the speed scale, the long step, and every moment at which the arm does something."""
     columns, gripper_column = motion_columns(spec.state)
     episodes: dict[tuple[int, str], list[Moment]] = defaultdict(list)
@@ -206,12 +180,12 @@ def _with_phases(
         gripper = states[:, gripper_column] if gripper_column is not None else None
         if scale > 0.0:
             found = phases_of(stamps_ns, speed, scale, gripper, gripper_range)
-            candidates += [_Candidate(number, *row) for row in zip(moments, found, fine)]
+            candidates += [Candidate(number, *row) for row in zip(moments, found, fine)]
     return scale, step_m, [c for c in candidates if c.phase is not Phase.IDLE]
 
 
 def _split(
-    candidates: Sequence[_Candidate], share: float, rng: np.random.Generator
+    candidates: Sequence[Candidate], share: float, rng: np.random.Generator
 ) -> frozenset[str]:
     """Return the episodes to hold out: of every instruction its share, never all of them."""
     by_instruction: dict[str, dict[str, None]] = defaultdict(dict)
@@ -232,8 +206,8 @@ def _split(
 def _require_enough(
     plan: SamplePlan,
     scale: float,
-    candidates: Sequence[_Candidate],
-    parts: Mapping[str, Sequence[_Candidate]],
+    candidates: Sequence[Candidate],
+    parts: Mapping[str, Sequence[Candidate]],
 ) -> None:
     """Refuse recordings that cannot give a meaningful set, with everything that is missing."""
     if scale < plan.min_speed:
@@ -262,117 +236,6 @@ def _require_enough(
         raise BagError(
             f'the recordings are not enough:\n  {lines}\nRecord more, or ask for fewer samples'
         )
-
-
-def _draw(
-    recordings: Sequence[Recording],
-    candidates: Sequence[_Candidate],
-    count: int,
-    rng: np.random.Generator,
-) -> tuple[Sample, ...]:
-    """Choose and load; a sample whose images prove broken is replaced by another."""
-    left = list(candidates)
-    drawn: dict[_Key, Sample] = {}
-    failures: list[str] = []
-    for _ in range(_REPLACEMENTS):
-        chosen = _balanced(left, count - len(drawn), _taken(drawn.values()), rng)
-        picked = {_key(c) for c in chosen}
-        left = [c for c in left if _key(c) not in picked]
-        drawn |= _load(recordings, chosen, failures)
-        if len(drawn) == count:
-            return tuple(sample for _, sample in sorted(drawn.items(), key=lambda item: item[0]))
-    lines = '\n  '.join(failures[:10])
-    raise BagError(
-        f'{len(drawn)} of {count} samples could be loaded, {len(failures)} could not:\n  {lines}'
-    )
-
-
-def _draw_further(
-    recordings: Sequence[Recording],
-    candidates: Sequence[_Candidate],
-    samples: Mapping[str, Sequence[Sample]],
-    plan: SamplePlan,
-    rng: np.random.Generator,
-) -> tuple[Sample, ...]:
-    """Choose and load from what is left; a sample whose images prove broken is left out."""
-    used = {(s.source.recording, s.episode, s.source.stamp_ns) for s in samples['calibration']}
-    left = [c for c in candidates if (recordings[c.recording].name, *_order(c.moment)) not in used]
-    count = max(0, plan.observations - plan.calibration)
-    chosen = _balanced(left, count, _taken(samples['calibration']), rng)
-    drawn = _load(recordings, chosen, [])
-    return tuple(sample for _, sample in sorted(drawn.items(), key=lambda item: item[0]))
-
-
-def _load(
-    recordings: Sequence[Recording], chosen: Sequence[_Candidate], failures: list[str]
-) -> dict['_Key', Sample]:
-    """Return what could be loaded; what could not is added to `failures`."""
-    picked = {_key(c): c for c in chosen}
-    drawn = {}
-    for number, recording in enumerate(recordings):
-        mine = [c.moment for c in chosen if c.recording == number]
-        for moment, seen in recording.load(mine) if mine else ():
-            if isinstance(seen, str):
-                failures.append(f'{recording.name} at t={moment.stamp_ns / 1e9:.3f} s: {seen}')
-                continue
-            key = (number, _order(moment))
-            drawn[key] = Sample(
-                seen,
-                moment.episode,
-                moment.instruction,
-                picked[key].phase,
-                Source(recording.name, recording.topic, moment.stamp_ns),
-                picked[key].sensitivity,
-            )
-    return drawn
-
-
-def _taken(samples: Iterable[Sample]) -> Counter:
-    return Counter(_keys_of((s.instruction, s.phase, s.episode) for s in samples))
-
-
-def _balanced(
-    candidates: Sequence[_Candidate], count: int, taken: Counter, rng: np.random.Generator
-) -> list[_Candidate]:
-    """Choose one after another from the group that has been served least so far."""
-    groups: dict[tuple[str, str, str], list[_Candidate]] = defaultdict(list)
-    for place in rng.permutation(len(candidates)):
-        c = candidates[place]
-        groups[c.moment.instruction, str(c.phase), c.moment.episode].append(c)
-    taken = taken.copy()
-    chosen: list[_Candidate] = []
-    while len(chosen) < count and groups:
-        best = min(groups, key=lambda g: [taken[key] for key in _keys_of([g])])
-        chosen.append(groups[best].pop())
-        taken.update(_keys_of([best]))
-        if not groups[best]:
-            del groups[best]
-    return chosen
-
-
-def _keys_of(groups: Iterable[tuple[str, Any, str]]) -> list[tuple[str, ...]]:
-    """Return what a choice counts for: its instruction, then phase and episode within it."""
-    return [
-        key
-        for instruction, phase, episode in groups
-        for key in (
-            ('instruction', instruction),
-            ('phase', instruction, str(phase)),
-            ('episode', instruction, episode),
-        )
-    ]
-
-
-_Key = tuple[int, tuple[str, int]]
-
-
-def _key(candidate: _Candidate) -> _Key:
-    return candidate.recording, _order(candidate.moment)
-
-
-def _order(moment: Moment) -> tuple[str, int]:
-    """Return what tells the moments of a recording apart, and sorts them."""
-    return moment.episode, moment.stamp_ns
 
 
 def _counts(samples: Sequence[Sample]) -> dict[str, Any]:
