@@ -237,7 +237,7 @@ def test_a_lower_speed_limit_acts_on_the_chunk_that_is_executed(pose_bench):
     for k in range(4, 8):
         pose_bench.tick(k * PERIOD_NS)
     assert np.diff(places(pose_bench)[-5:]) == pytest.approx(0.001)
-    assert pose_bench.loop._targets[7].pose.position[0] == pytest.approx(0.014)
+    assert pose_bench.loop._poses.targets[7].pose.position[0] == pytest.approx(0.014)
 
 
 def test_a_limit_that_refuses_from_now_on_refuses_the_rest_of_the_chunk(pose_bench):
@@ -304,7 +304,7 @@ def test_target_poses_start_where_the_arm_was_when_it_was_seen(pose_bench):
     pose_bench.tick(PERIOD_NS)
     pose_bench.loop.collect(PERIOD_NS)
     assert pose_bench.loop.supervisor.state is not ControlState.FAULT
-    assert pose_bench.loop._targets[0].pose.position[0] == pytest.approx(0.001)
+    assert pose_bench.loop._poses.targets[0].pose.position[0] == pytest.approx(0.001)
 
 
 def test_a_sentence_the_policy_refuses_stops_at_once_and_is_no_failed_inference(bench):

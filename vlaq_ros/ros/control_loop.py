@@ -21,13 +21,13 @@ from vlaq_ros.control.latency import LatencyWindow
 from vlaq_ros.control.limits import RefusedCommandError
 from vlaq_ros.control.supervisor import ControlState, Supervisor
 from vlaq_ros.errors import PolicyError, StaleChunkError, StaleInputError, UnsafeActionError
-from vlaq_ros.kinematics.lie import quat_conjugate, quat_multiply, so3_log
 from vlaq_ros.policies.base import Policy
 from vlaq_ros.ros.drift_control import DriftControl, DriftParts
 from vlaq_ros.ros.inputs import Inputs
 from vlaq_ros.ros.outputs import Outputs
 from vlaq_ros.ros.policy_parameters import PolicyParameters
-from vlaq_ros.ros.pose_targets import PoseTarget, approach, pose_targets
+from vlaq_ros.ros.pose_follower import PoseFollower
+from vlaq_ros.ros.pose_targets import PoseTarget, pose_targets
 from vlaq_ros.ros.precision_control import PrecisionControl
 from vlaq_ros.ros.worker import Worker
 from vlaq_ros.types import ActionChunk, Observation, Pose
@@ -52,15 +52,6 @@ class Inferred(NamedTuple):
     chunk: ActionChunk
     start: Pose | None
     observation: Observation
-
-
-class SentTarget(NamedTuple):
-    """The last target pose that was sent while moving."""
-
-    pose: Pose
-    sent_ns: int
-    sequence: int
-    row: int
 
 
 class ControlLoop:
@@ -129,9 +120,8 @@ class ControlLoop:
         self._tick_limit_s = config.age.silence_s if is_simulated_time else limit_s
         self._errors_in_a_row = 0
         self._lacks_observation = False
-        self._targets: list[PoseTarget] = []
-        self._must_replan = False
-        self._sent: SentTarget | None = None
+        tick_s = 1.0 / config.command.rate_hz
+        self._poses = PoseFollower(policy.spec.action.period_s if config.lockstep else tick_s)
         self._stop_pose: Pose | None = None
         self._was_stopped = False
         self._worker: Worker[Request, Inferred | None] = Worker(self._infer, wake, 'inference')
@@ -144,7 +134,8 @@ class ControlLoop:
     def apply(self, config: PolicyParameters) -> None:
         """Use the parameters that may change while running."""
         limits = config.limits.to_limits()
-        self._must_replan = self._must_replan or limits != self.limits
+        if limits != self.limits:
+            self._poses.limits_changed()
         self.limits = limits
         self.supervisor.stop_repeat_s = config.stop_repeat_s
         self.precision.apply(config)
@@ -320,8 +311,7 @@ class ControlLoop:
         self.latency.add({'decode': self._inputs.decode_s, **chunk.stage_s})
         self.precision.measured(chunk)
         if self.supervisor.state is not ControlState.FAULT and self.player.accept(chunk):
-            self._targets = targets
-            self._must_replan = False
+            self._poses.follow(targets)
             self._outputs.send_chunk(chunk)
             self.drift.accepted(observation, chunk, now_ns, self.precision.phase)
 
@@ -366,52 +356,25 @@ class ControlLoop:
 
     def _command_pose(self, chunk: ActionChunk, row: int, now_ns: int) -> None:
         """Send the target of one row, or as much of the way there as the speed limits allow."""
-        is_moving = self.supervisor.state is ControlState.RUNNING and self._sent is not None
-        period_s = chunk.spec.period_s
-        if is_moving:
-            start = self._sent.pose
-            elapsed_s = min((now_ns - self._sent.sent_ns) * 1e-9, period_s)
-        else:
-            start = self._inputs.pose(now_ns)
-            tick_s = 1.0 / self._config.command.rate_hz
-            elapsed_s = period_s if self._config.lockstep else min(tick_s, period_s)
-        if start is None:
+        is_moving = self.supervisor.state is ControlState.RUNNING and self._poses.has_sent
+        start = None if is_moving else self._inputs.pose(now_ns)
+        if start is None and not is_moving:
             raise UnsafeActionError('no measured pose to start from')
-        if self._must_replan:
-            is_sent = is_moving and (self._sent.sequence, self._sent.row) == (chunk.sequence, row)
-            self._replan(chunk, row + is_sent, start)
-        target = self._targets[row]
-        pose, shortened = approach(start, target.pose, self.limits, elapsed_s)
-        self._count_limited(dict.fromkeys((*target.limited, *shortened)))
+        try:
+            step = self._poses.step(chunk, row, now_ns, start, self.limits)
+        except UnsafeActionError as error:
+            self._count_refusal(error)
+            raise
+        self._count_limited(step.limited)
         if self.supervisor.run(now_ns):
             self._stop_pose = None
-            self._outputs.send_pose(pose, target.gripper, now_ns)
-            self._sent = SentTarget(pose, now_ns, chunk.sequence, row)
-            before = self._targets[row - 1].pose if row else start
-            increment = np.concatenate(
-                [
-                    target.pose.position - before.position,
-                    so3_log(
-                        quat_multiply(quat_conjugate(before.quat_xyzw), target.pose.quat_xyzw)
-                    ),
-                ]
-            )
-            self._executed(increment, target.gripper, (chunk.sequence, row))
+            self._outputs.send_pose(step.pose, step.gripper, now_ns)
+            self._poses.sent(step, now_ns)
+            self._executed(step.increment, step.gripper, step.row)
 
     def _executed(self, increment: NDArray, gripper: float | None, row: tuple[int, int]) -> None:
         resumed, self._was_stopped = self._was_stopped, False
         self.precision.executed(increment, gripper, row, resumed=resumed)
-
-    def _replan(self, chunk: ActionChunk, row: int, start: Pose) -> None:
-        """Plan the rows that are left again, from where the arm is on its way."""
-        try:
-            rest = pose_targets(chunk, start, self.limits, row)
-        except UnsafeActionError as error:
-            self._count_refusal(error)
-            raise
-        passed = [target._replace(pose=start, limited=()) for target in self._targets[:row]]
-        self._targets = passed + rest
-        self._must_replan = False
 
     def _repeat_stop(self, now_ns: int) -> None:
         if not self.supervisor.must_send_stop(self._steady()):
@@ -445,8 +408,7 @@ class ControlLoop:
         self.epoch += 1
         self.player.clear(self.epoch)
         self.drift.new_epoch(self.epoch)
-        self._targets = []
-        self._sent = None
+        self._poses.forget()
 
     def _why_no_action(self, text: str, now_ns: int) -> str:
         if self._errors_in_a_row:
