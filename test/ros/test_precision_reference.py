@@ -11,8 +11,9 @@ pytest.importorskip('vlaq_ros.srv', reason='needs the built services of vlaq_ros
 from vlaq_ros.policies.registry import load_policy
 from vlaq_ros.policies.self_test import synthetic_observation
 from vlaq_ros.ros.interfaces import SetPrecision
-from vlaq_ros.ros.policy_parameters import DynamicPrecisionParameters, PolicyParameters
+from vlaq_ros.ros.policy_parameters import PolicyParameters
 from vlaq_ros.ros.precision_control import PrecisionControl
+from vlaq_ros.ros.precision_parameters import DynamicPrecisionParameters
 
 pytestmark = pytest.mark.ros
 LEVELS = 'w4a8', 'w4a16', 'w8a8', 'w8a16'

@@ -97,7 +97,8 @@ def test_an_episode_repeats_whatever_ran_before(dyq):
 
 def test_the_node_decides_the_same_for_the_same_motion(dyq):
     control = pytest.importorskip('vlaq_ros.ros.precision_control')
-    from vlaq_ros.ros.policy_parameters import DynamicPrecisionParameters, PolicyParameters
+    from vlaq_ros.ros.policy_parameters import PolicyParameters
+    from vlaq_ros.ros.precision_parameters import DynamicPrecisionParameters
 
     config = PolicyParameters(
         lockstep=True,

@@ -13,7 +13,7 @@ from vlaq_ros.errors import ConfigError
 from vlaq_ros.kinematics.motion import MotionScale, OnlineMotionScale
 from vlaq_ros.policies.base import Policy
 from vlaq_ros.ros.drift_parameters import MEASURING, DriftParameters
-from vlaq_ros.ros.policy_parameters import DynamicPrecisionParameters
+from vlaq_ros.ros.precision_parameters import DynamicPrecisionParameters
 from vlaq_ros.types import POSITION_NAMES
 
 
