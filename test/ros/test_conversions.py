@@ -18,7 +18,7 @@ from vlaq_ros.errors import ImageError
 from vlaq_ros.policies.base import MemoryReport
 from vlaq_ros.ros import conversions
 from vlaq_ros.ros.interfaces import PolicyStatus
-from vlaq_ros.ros.precision_control import PrecisionReport
+from vlaq_ros.ros.precision_report import PrecisionReport
 from vlaq_ros.types import ActionChunk, EndEffectorCommand, Pose
 
 pytestmark = pytest.mark.ros

@@ -15,7 +15,7 @@ pytest.importorskip('vlaq_ros.msg', reason='needs the built messages of vlaq_ros
 from vlaq_ros.policies.registry import load_policy
 from vlaq_ros.policies.self_test import synthetic_observation
 from vlaq_ros.ros import diagnostics, storm
-from vlaq_ros.ros.precision_control import PrecisionReport
+from vlaq_ros.ros.precision_report import PrecisionReport
 from vlaq_ros.ros.storm_policy import APPLY, INFER, KINDS, NOT_FINITE, FailingPolicy
 from vlaq_ros.ros.storm_report import Gaps, Memory, Phase, StormReport
 from vlaq_ros.ros.storm_ticks import Processor, Skipped

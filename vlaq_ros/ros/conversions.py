@@ -26,7 +26,7 @@ from vlaq_ros.policies.base import Policy
 from vlaq_ros.ros.drift_control import Told
 from vlaq_ros.ros.interfaces import ActionChunk as ActionChunkMessage
 from vlaq_ros.ros.interfaces import DriftReport, PrecisionState
-from vlaq_ros.ros.precision_control import PrecisionReport
+from vlaq_ros.ros.precision_report import PrecisionReport
 from vlaq_ros.types import ActionChunk, EndEffectorCommand, Pose
 
 __all__ = [

@@ -8,17 +8,13 @@ fails, the levels from before are in force again and answer the same observation
 that does not work costs no chunk. No rclpy, as in `control_loop`.
 """
 
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vlaq_ros.control.precision import (
-    Decision,
     PrecisionInputs,
     PrecisionLevel,
     Reason,
@@ -26,49 +22,21 @@ from vlaq_ros.control.precision import (
     level_names,
 )
 from vlaq_ros.control.precision_account import NO_REQUESTS, Account, Outcome
-from vlaq_ros.control.precision_controller import GripperWatch
-from vlaq_ros.control.precision_occupancy import Occupancy
+from vlaq_ros.control.precision_controller import PrecisionController
 from vlaq_ros.control.precision_switch import PrecisionSwitch
 from vlaq_ros.control.precision_transaction import PrecisionTransaction, Stage
 from vlaq_ros.errors import ConfigError, PolicyError
-from vlaq_ros.kinematics.motion import MotionReading, MotionTracker, motion_phase
 from vlaq_ros.policies.base import Policy
 from vlaq_ros.policies.drift_monitor import DriftReading
+from vlaq_ros.ros.commanded_motion import CommandedMotion
 from vlaq_ros.ros.policy_parameters import PolicyParameters
+from vlaq_ros.ros.precision_report import PrecisionRecord, PrecisionReport
 from vlaq_ros.ros.precision_rules import motion_scale, rules_of, unavailable
 from vlaq_ros.ros.worker import Worker
 from vlaq_ros.types import ActionChunk, Observation
 
 AUTO = 'auto'
 """As a level of ~/set_precision: as the rules decide."""
-
-_WINDOW = 50
-
-
-@dataclass(frozen=True)
-class PrecisionReport:
-    """
-    What ~/precision says about changes.
-
-    Attributes:
-        requested: Levels that were asked for last, as text.
-        reason: Why the last change happened, or did not.
-        since_ns: When that was, on the control clock.
-        changes, rolled_back: Number of changes by how they ended.
-        share_of_inferences, share_of_time: By `<group> <level>`.
-        latency_s: Median of the last inferences by precision [s].
-        account: What has become of every request, of the rules and of accepted calls.
-    """
-
-    requested: str
-    reason: str
-    since_ns: int
-    changes: int
-    rolled_back: int
-    share_of_inferences: Mapping[str, float]
-    share_of_time: Mapping[str, float]
-    latency_s: Mapping[str, float]
-    account: Account = NO_REQUESTS
 
 
 class PrecisionControl:
@@ -83,7 +51,6 @@ class PrecisionControl:
 
     Attributes:
         since_ns: When the last change ended, on the control clock.
-        phase: Of the motion before the inference that was asked for last; see `motion_phase`.
     """
 
     def __init__(
@@ -100,9 +67,7 @@ class PrecisionControl:
         spec = policy.spec
         horizon = min(config.execution_horizon or spec.execution_horizon, spec.horizon)
         self._spare_s = max(spec.horizon - horizon, 1) * spec.action.period_s
-        self._lock = threading.Lock()
-        self._occupancy = Occupancy()
-        self._latency_s: dict[str, deque[float]] = {}
+        self._record = PrecisionRecord()
         self._switch: PrecisionSwitch | None = None
         self._preparing: Worker[int, bool] | None = None
         self._pinned: dict[str, PrecisionLevel] = {}
@@ -110,11 +75,8 @@ class PrecisionControl:
         self._requested = dict(policy.active_levels)
         self._last_sequence = self._left_to_automatic = 0
         self._reason, self.since_ns = 'configured', 0
-        self._gripper = GripperWatch()
-        self._tracker: MotionTracker | None = None
-        self._controller = None
-        self.apply(config)
-        self._forget()
+        self._motion = CommandedMotion(motion_scale(config.dynamic_precision, policy))
+        self._controller = self._make_controller()
         if policy.levels:
             self._switch = PrecisionSwitch(PrecisionTransaction(policy.active_levels), policy)
             if not self._is_lockstep:
@@ -128,6 +90,11 @@ class PrecisionControl:
         why = self._switch.transaction.history[-1].reason
         return f'the precision of the policy is unknown: {why}; clean up and configure again'
 
+    @property
+    def phase(self) -> str:
+        """Phase of the motion before the inference that was asked for last."""
+        return self._motion.phase
+
     def close(self) -> None:
         """End the thread that prepares."""
         if self._preparing is not None:
@@ -138,51 +105,27 @@ class PrecisionControl:
         before, self._config = self._config, config
         is_same = before.dynamic_precision == config.dynamic_precision
         by_drift = config.dynamic_precision.policy == 'drift'
-        if (
-            is_same
-            and self._tracker is not None
-            and not (by_drift and before.drift != config.drift)
-        ):
+        if is_same and not (by_drift and before.drift != config.drift):
             return
-        self._tracker = MotionTracker(motion_scale(config.dynamic_precision, self._policy))
-        rules = rules_of(config.dynamic_precision, self._policy, config.drift)
-        self._controller = None if rules is None else rules.controller()
+        self._motion.rescale(motion_scale(config.dynamic_precision, self._policy))
+        self._controller = self._make_controller()
 
     # --- what the arm does, on the executor thread
 
     def executed(
         self, increment: NDArray, gripper: float | None, row: tuple[int, int], *, resumed: bool
     ) -> None:
-        """
-        Note what was commanded.
-
-        Args:
-            increment: [6] translation [m] and rotation vector [rad] of this action, as commanded.
-            gripper: Commanded opening, 0 closed to 1 open; None commands none.
-            row: Sequence of the chunk and row in it; a row that is sent again counts once.
-            resumed: Whether this is the first motion after a stop.
-        """
-        if resumed:
-            self._events.add(SafetyEvent.STOP_RECOVERY)
-        if row == self._row:
-            return
-        self._row = row
-        if self._gripper.update(gripper):
-            self._events.add(SafetyEvent.GRIPPER)
-        self._motion = self._tracker.update(increment)
-        self._sensitivities.append(self._motion.sensitivity)
+        """Note what was commanded; see `CommandedMotion.executed`."""
+        self._motion.executed(increment, gripper, row, resumed=resumed)
 
     def stopped(self) -> None:
         """Note that the arm was stopped while it moved: it recovers at full precision."""
-        self._events.add(SafetyEvent.STOP_RECOVERY)
+        self._motion.stopped()
 
     def new_epoch(self, now_ns: int) -> None:
         """Begin a new episode."""
-        with self._lock:
-            self._occupancy.pause(now_ns)
-        events = self._events
-        self._forget()
-        self._events = events & {SafetyEvent.STOP_RECOVERY}
+        self._record.pause(now_ns)
+        self._motion.new_epoch()
         if self._controller is not None:
             self._controller.reset()
 
@@ -197,31 +140,26 @@ class PrecisionControl:
             drift: A reading that no decision has seen yet; it counts for the level it is about.
             floor: Why every group shall run at its highest level; empty: as the rules decide.
         """
-        sensitivities, self._sensitivities = tuple(self._sensitivities), []
-        events, self._events = frozenset(self._events), set()
-        self.phase = motion_phase(self._motion, SafetyEvent.GRIPPER in events)
+        commanded = self._motion.take()
         if self._switch is None or (active := self._switch.transaction.active) is None:
             return
         decisions = {}
         if self._controller is not None:
-            known = self._latency_s.get(self._policy.precision)
             is_about_now = drift is not None and drift.precision == self._policy.precision
             inputs = PrecisionInputs(
                 now_ns,
-                sensitivities,
+                commanded.sensitivities,
                 drift_m=drift.drift.position_accumulated_m if is_about_now else None,
                 drift_rad=drift.drift.rotation_accumulated_rad if is_about_now else None,
-                latency_s=float(np.quantile(known, 0.95)) if known else None,
+                latency_s=self._record.slow_s(self._policy.precision),
                 deadline_s=self._config.dynamic_precision.deadline_s or self._spare_s,
-                events=events,
+                events=commanded.events,
             )
             groups = self._controller.groups
             decisions = self._controller.decide(inputs, {name: active[name] for name in groups})
         if floor:
             self._raise_all(active, floor, now_ns)
             return
-        with self._lock:
-            self._occupancy.record_reasons(decisions)
         wanted, reasons = {**active, **(self._below_floor or {}), **self._pinned}, []
         if self._below_floor is not None:
             self._below_floor = None
@@ -241,9 +179,6 @@ class PrecisionControl:
         top = {name: max(each) for name, each in self._policy.levels.items()}
         if self._controller is not None:
             top |= self._controller.top
-        decisions = {name: Decision(level, Reason.DRIFT_ALARM, why) for name, level in top.items()}
-        with self._lock:
-            self._occupancy.record_reasons(decisions)
         self._request({**active, **top}, f'{Reason.DRIFT_ALARM}: {why}', now_ns)
 
     def set_levels(self, level: str, groups: Mapping[str, str], now_ns: int) -> tuple[bool, str]:
@@ -310,8 +245,7 @@ class PrecisionControl:
             change = self._switch.transaction.change
             is_fresh = change is not None and change.stage is Stage.SWAPPED
             error = ''
-            with self._lock:
-                self._occupancy.record(now_ns, self._switch.transaction.active)
+            self._record.inferring(now_ns, self._switch.transaction.active)
             try:
                 chunk = self._policy.infer(observation)
                 if is_fresh and not np.isfinite(chunk.actions).all():
@@ -346,20 +280,12 @@ class PrecisionControl:
 
     def measured(self, chunk: ActionChunk) -> None:
         """Note how long an inference took."""
-        window = self._latency_s.setdefault(chunk.precision, deque(maxlen=_WINDOW))
-        window.append(chunk.inference_s)
+        self._record.measured(chunk)
 
     def report(self) -> PrecisionReport:
         """Return what has happened so far."""
         counts = {} if self._switch is None else self._switch.transaction.counts
-        with self._lock:
-            inferences, times = {}, {}
-            for group in self._policy.levels:
-                for shares, found in (
-                    (self._occupancy.share_of_inferences(group), inferences),
-                    (self._occupancy.share_of_time(group), times),
-                ):
-                    found.update({f'{group} {level}': share for level, share in shares.items()})
+        inferences, times = self._record.shares(self._policy.levels)
         return PrecisionReport(
             requested=self._name_of(self._requested),
             reason=self._reason,
@@ -368,9 +294,14 @@ class PrecisionControl:
             rolled_back=counts.get(Stage.ROLLED_BACK, 0) + counts.get(Stage.FAILED, 0),
             share_of_inferences=inferences,
             share_of_time=times,
-            latency_s={name: float(np.median(each)) for name, each in self._latency_s.items()},
+            latency_s=self._record.median_s(),
             account=self._account(),
         )
+
+    def _make_controller(self) -> PrecisionController | None:
+        config = self._config
+        rules = rules_of(config.dynamic_precision, self._policy, config.drift)
+        return None if rules is None else rules.controller()
 
     def _account(self) -> Account:
         known = NO_REQUESTS if self._switch is None else self._switch.transaction.account
@@ -395,12 +326,3 @@ class PrecisionControl:
             return self._policy.precision
         names = {str(level) for level in levels.values()}
         return names.pop() if len(names) == 1 else level_names(levels)
-
-    def _forget(self) -> None:
-        self._sensitivities: list[float | None] = []
-        self._events: set[SafetyEvent] = set()
-        self._motion = MotionReading(None, None, None)
-        self.phase = motion_phase(self._motion, gripper_moves=False)
-        self._row: tuple[int, int] | None = None
-        self._gripper.reset()
-        self._tracker.reset()
