@@ -1,16 +1,15 @@
 """
 What happens on a control tick: ask for inference, pick the action that is due, check it, send it.
 
-Everything here runs on the executor thread except `_infer`, which runs on the worker thread and
-touches the policy, the inputs and an inline reference only. No rclpy: inputs, outputs and clock
-are handed in, so that the order of stops and commands can be tested without a graph.
+Everything here runs on the executor thread; what the inference thread does is in `inference`. No
+rclpy: inputs, outputs and clock are handed in, so that the order of stops and commands can be
+tested without a graph.
 """
 
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +19,11 @@ from vlaq_ros.control.commands import to_command
 from vlaq_ros.control.latency import LatencyWindow
 from vlaq_ros.control.limits import RefusedCommandError
 from vlaq_ros.control.supervisor import ControlState, Supervisor
+from vlaq_ros.control.tick_watch import TickWatch, tick_limit_s
 from vlaq_ros.errors import PolicyError, StaleChunkError, StaleInputError, UnsafeActionError
 from vlaq_ros.policies.base import Policy
 from vlaq_ros.ros.drift_control import DriftControl, DriftParts
+from vlaq_ros.ros.inference import Inference, Inferred, Request
 from vlaq_ros.ros.inputs import Inputs
 from vlaq_ros.ros.outputs import Outputs
 from vlaq_ros.ros.policy_parameters import PolicyParameters
@@ -32,26 +33,7 @@ from vlaq_ros.ros.precision_control import PrecisionControl
 from vlaq_ros.ros.worker import Worker
 from vlaq_ros.types import ActionChunk, Observation, Pose
 
-_MIN_TICK_LIMIT_S, _TICK_LIMIT_PERIODS = 0.15, 3
-
 NO_INSTRUCTION = 'instruction: none given; publish a sentence on `instruction`'
-
-
-@dataclass(frozen=True)
-class Request:
-    """One inference: about the observation at `now_ns`, for one reset epoch."""
-
-    now_ns: int
-    epoch: int
-    last_observed_ns: int | None
-
-
-class Inferred(NamedTuple):
-    """A chunk, and where the arm was at its observation; by now that pose may be forgotten."""
-
-    chunk: ActionChunk
-    start: Pose | None
-    observation: Observation
 
 
 class ControlLoop:
@@ -110,21 +92,22 @@ class ControlLoop:
         self.precision = PrecisionControl(policy, config, wake, steady)
         self.drift = DriftControl(spec, config, drift, steady)
         self._policy = policy
-        self._policy_epoch: int | None = None
         self._config = config
         self._inputs = inputs
         self._outputs = outputs
         self._steady = steady
-        self._ticked_s = steady()
-        limit_s = max(_MIN_TICK_LIMIT_S, _TICK_LIMIT_PERIODS / config.command.rate_hz)
-        self._tick_limit_s = config.age.silence_s if is_simulated_time else limit_s
+        limit_s = tick_limit_s(config.command.rate_hz)
+        self._ticks = TickWatch(config.age.silence_s if is_simulated_time else limit_s, steady())
         self._errors_in_a_row = 0
         self._lacks_observation = False
         tick_s = 1.0 / config.command.rate_hz
         self._poses = PoseFollower(policy.spec.action.period_s if config.lockstep else tick_s)
         self._stop_pose: Pose | None = None
         self._was_stopped = False
-        self._worker: Worker[Request, Inferred | None] = Worker(self._infer, wake, 'inference')
+        inference = Inference(policy, inputs, self.precision.infer, self.drift.beside)
+        self._worker: Worker[Request, Inferred | None] = Worker(
+            inference.answer, wake, 'inference'
+        )
 
     @property
     def is_inferring(self) -> bool:
@@ -146,7 +129,7 @@ class ControlLoop:
         self._inputs.clear()
         self._inputs.enabled = True
         self.instruction_problem = self._why_no_instruction()
-        self._ticked_s = self._steady()
+        self._ticks.ticked(self._steady())
         self.supervisor.activate(now_ns)
         self._was_stopped = False
         self._new_epoch(now_ns)
@@ -187,7 +170,7 @@ class ControlLoop:
 
     def tick(self, now_ns: int) -> None:
         """Run once per command period."""
-        self._ticked_s = self._steady()
+        self._ticks.ticked(self._steady())
         self.collect(now_ns)
         if self.supervisor.state is ControlState.FAULT:
             self._repeat_stop(now_ns)
@@ -210,7 +193,7 @@ class ControlLoop:
     def watch(self, now_ns: int) -> None:
         """Run on a steady timer: stop when nothing arrives, even while the ROS clock stands."""
         self.collect(now_ns)
-        problem = self._inputs.silence() or self._stall()
+        problem = self._inputs.silence() or self._ticks.problem(self._steady())
         if problem:
             self.hold(problem, now_ns)
         else:
@@ -276,22 +259,9 @@ class ControlLoop:
         self.precision.decide(now_ns, self.drift.take(), self.drift.floor)
         chunk = self.player.chunk
         last_observed_ns = None if chunk is None else chunk.observed_ns
-        self._worker.submit(Request(now_ns, self.epoch, last_observed_ns))
-
-    def _infer(self, request: Request) -> Inferred | None:
-        """Run the policy on the worker thread; None when there is no newer observation."""
-        if request.epoch != self._policy_epoch:
-            self._policy.reset()
-            self._policy_epoch = request.epoch
-        observation = self._inputs.observation(request.now_ns)
-        if observation.observed_ns == request.last_observed_ns:
-            return None
-        start = self._inputs.pose(observation.observed_ns)
-        if start is None and self._outputs.wants_pose:
-            raise StaleInputError('no measured pose at the time of the observation')
-        chunk = self.precision.infer(observation, request.now_ns)
-        self.drift.beside(observation, request.epoch)
-        return Inferred(replace(chunk, epoch=request.epoch), start, observation)
+        self._worker.submit(
+            Request(now_ns, self.epoch, last_observed_ns, self._outputs.wants_pose)
+        )
 
     def _accept(
         self, chunk: ActionChunk, start: Pose | None, observation: Observation, now_ns: int
@@ -387,16 +357,6 @@ class ControlLoop:
         if self._stop_pose is None:
             self._stop_pose = self._inputs.pose(now_ns)
         return self._outputs.send_stop(self._stop_pose, now_ns)
-
-    def _stall(self) -> str:
-        """Say that the ticks, which follow the ROS clock, do not come; empty: they do."""
-        stalled_s = self._steady() - self._ticked_s
-        if stalled_s <= self._tick_limit_s:
-            return ''
-        return (
-            f'no control tick for {stalled_s:.1f} s: the ROS clock stands still or was set back; '
-            'deactivate and activate when it does not go on'
-        )
 
     def _start_over(self, reason: str, now_ns: int) -> None:
         """Stop at once what moves, and forget the chunk."""
