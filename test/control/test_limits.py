@@ -8,9 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlaq_ros.control.commands import HOLD
-from vlaq_ros.control.limits import CommandLimits, LimitReason, RefusedCommandError
+from vlaq_ros.control.limits import (
+    CommandLimits,
+    LimitReason,
+    RefusedCommandError,
+    require_finite,
+)
 from vlaq_ros.errors import ConfigError, UnsafeActionError
-from vlaq_ros.types import EndEffectorCommand, Pose
+from vlaq_ros.types import ActionChunk, ActionSpec, EndEffectorCommand, Pose
 
 PERIOD_S = 0.05
 LOW, HIGH = (-0.5, 0.3, 0.05), (0.5, 0.9, 0.5)
@@ -281,3 +286,19 @@ def test_a_period_that_is_not_positive_is_a_programming_error(period_s):
 
 def test_reasons_print_as_their_published_name():
     assert f'{LimitReason.LINEAR_SPEED}' == 'linear_speed'
+
+
+def chunk_of(rows):
+    spec = ActionSpec(('ee_x', 'gripper'), ('m', '1'), 'base', True, 50_000_000, (-1, 0), (1, 1))
+    return ActionChunk(np.array(rows), spec, 0, 'open', 'fp32', 'flow', sequence=7, stage_s={})
+
+
+def test_a_chunk_is_refused_with_every_row_that_is_not_finite():
+    rows = [[0.0, 0.0], [np.nan, 0.0], [0.1, 1.0], [0.0, -np.inf]]
+    with pytest.raises(RefusedCommandError, match=r'chunk 7 .* in rows \[1, 3\]$') as caught:
+        require_finite(chunk_of(rows))
+    assert caught.value.reasons == (LimitReason.NOT_FINITE,)
+
+
+def test_a_chunk_of_numbers_passes_however_large():
+    require_finite(chunk_of([[1e300, 5.0], [-1e300, 0.0]]))

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlaq_ros.errors import ConfigError, UnsafeActionError
-from vlaq_ros.types import EndEffectorCommand, Pose
+from vlaq_ros.types import ActionChunk, EndEffectorCommand, Pose
 
 _TOLERANCE = 1.0 + 1e-9  # a clamped command must pass the same check again
 
@@ -97,7 +97,7 @@ class CommandLimits:
         """
         if not (math.isfinite(period_s) and period_s > 0):
             raise ValueError(f'period_s must be positive, got {period_s}')
-        _require_finite(command)
+        _require_finite_command(command)
         problems: dict[LimitReason, str] = {}
         linear = self._limit_linear(command.twist[:3], period_s, problems)
         angular = _shorten(
@@ -156,6 +156,19 @@ class CommandLimits:
         return rotation.T @ allowed
 
 
+def require_finite(chunk: ActionChunk) -> None:
+    """
+    Check all rows of a chunk before the first one is executed.
+
+    Raises:
+        RefusedCommandError: Some have values that are not finite; all of them are listed.
+    """
+    rows = np.flatnonzero(~np.isfinite(chunk.actions).all(axis=1))
+    if len(rows):
+        text = f'chunk {chunk.sequence} has values that are not finite in rows {rows.tolist()}'
+        raise RefusedCommandError({LimitReason.NOT_FINITE: text})
+
+
 def _problems(limits: CommandLimits):
     for name in ('max_linear_speed', 'max_angular_speed', 'max_linear_step'):
         value = getattr(limits, name)
@@ -174,7 +187,7 @@ def _problems(limits: CommandLimits):
         yield f'workspace_low={low} must be finite and below workspace_high={high} on every axis'
 
 
-def _require_finite(command: EndEffectorCommand) -> None:
+def _require_finite_command(command: EndEffectorCommand) -> None:
     gripper = 0.0 if command.gripper is None else command.gripper
     if np.isfinite(command.twist).all() and math.isfinite(gripper):
         return

@@ -11,13 +11,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-import numpy as np
 from numpy.typing import NDArray
 
 from vlaq_ros.control.chunk_player import ChunkPlayer
 from vlaq_ros.control.commands import to_command
 from vlaq_ros.control.latency import LatencyWindow
-from vlaq_ros.control.limits import RefusedCommandError
+from vlaq_ros.control.limits import RefusedCommandError, require_finite
 from vlaq_ros.control.supervisor import ControlState, Supervisor
 from vlaq_ros.control.tick_watch import TickWatch, tick_limit_s
 from vlaq_ros.errors import PolicyError, StaleChunkError, StaleInputError, UnsafeActionError
@@ -270,7 +269,7 @@ class ControlLoop:
         self.sequence += 1
         chunk = replace(chunk, sequence=self.sequence)
         try:
-            _require_finite(chunk)
+            require_finite(chunk)
             targets = self._plan_targets(chunk, start)
         except UnsafeActionError as error:
             self._count_refusal(error)
@@ -391,14 +390,3 @@ class ControlLoop:
     def _count_refusal(self, error: UnsafeActionError) -> None:
         reasons = error.reasons if isinstance(error, RefusedCommandError) else ('pose',)
         self.counts.update(f'refused: {reason}' for reason in reasons)
-
-
-def _require_finite(chunk: ActionChunk) -> None:
-    rows = np.flatnonzero(~np.isfinite(chunk.actions).all(axis=1))
-    if len(rows):
-        raise RefusedCommandError(
-            {
-                'not_finite': f'chunk {chunk.sequence} has values that are not finite in rows '
-                f'{rows.tolist()}'
-            }
-        )
