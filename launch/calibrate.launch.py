@@ -30,7 +30,6 @@ PARAMETERS = {
     'out': (str, 'directory of the packed bundle'),
     'samples': (int, 'observations to calibrate with'),
     'held_out': (int, 'observations to judge with'),
-    'observations': (int, 'most observations to make statistics of'),
     'seed': (int, 'of every random choice'),
     'heads': (str, 'action heads that count, separated by spaces'),
     'options': (str, 'options of the method, separated by spaces: mode=paper'),

@@ -5,7 +5,6 @@ import dataclasses
 import numpy as np
 import pytest
 
-from vlaq_ros.calibration.drawing import Sample, Source
 from vlaq_ros.calibration.level_fits import (
     LevelActions,
     combinations,
@@ -13,6 +12,7 @@ from vlaq_ros.calibration.level_fits import (
     fit_motion,
 )
 from vlaq_ros.calibration.phases import Phase
+from vlaq_ros.calibration.samples import Sample, Source
 from vlaq_ros.calibration.verification import Tolerance
 from vlaq_ros.control.precision import PrecisionMenu
 from vlaq_ros.control.precision_dyq import NEVER

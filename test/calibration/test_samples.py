@@ -1,6 +1,5 @@
 """Samples are balanced, reproducible and from different episodes; poor recordings are refused."""
 
-import dataclasses
 from collections import Counter
 
 import numpy as np
@@ -113,38 +112,6 @@ def test_samples_are_balanced_and_held_out_ones_are_from_other_episodes(record):
     phases = Counter((s.instruction, s.phase) for s in drawn.calibration)
     assert set(phases.values()) == {5}  # four phases each; idle steps are never drawn
     assert Phase.IDLE not in {s.phase for s in drawn.calibration + drawn.held_out}
-
-
-def test_further_samples_are_the_rest_of_the_calibration_episodes(record):
-    recordings = open_bags([record()], SPEC)
-    drawn = draw_samples(recordings, SPEC, PLAN)
-    used = {s.source for s in drawn.calibration}
-    assert drawn.further
-    assert not used & {s.source for s in drawn.further}
-    assert {s.episode for s in drawn.further} <= {s.episode for s in drawn.calibration}
-    assert Phase.IDLE not in {s.phase for s in drawn.further}
-    assert drawn.report['further']['samples'] == len(drawn.further)
-    some = draw_samples(recordings, SPEC, dataclasses.replace(PLAN, observations=50))
-    assert len(some.further) == 10
-    assert [s.source for s in some.calibration] == [s.source for s in drawn.calibration]
-    none = draw_samples(recordings, SPEC, dataclasses.replace(PLAN, observations=40))
-    assert none.further == ()
-
-
-def test_a_further_sample_with_a_broken_image_is_left_out(record, monkeypatch):
-    (recording,) = open_bags([record()], SPEC)
-    whole = draw_samples([recording], SPEC, PLAN)
-    load, calls = recording.load, []
-
-    def load_all_but_one(moments):
-        calls.append(len(moments))
-        for number, (moment, seen) in enumerate(load(moments)):
-            yield moment, 'cut off' if len(calls) == 3 and number == 0 else seen
-
-    monkeypatch.setattr(recording, 'load', load_all_but_one)
-    drawn = draw_samples([recording], SPEC, PLAN)
-    assert calls == [40, 16, len(whole.further)]
-    assert len(drawn.further) == len(whole.further) - 1
 
 
 def test_a_sample_says_where_it_was_taken_and_holds_what_was_seen_there(record):

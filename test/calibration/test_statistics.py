@@ -1,7 +1,5 @@
 """Statistics: equal to those of all inputs at once, over every call of a layer."""
 
-import dataclasses
-
 import torch
 
 from vlaq_ros.calibration.statistics import collect_statistics
@@ -31,15 +29,6 @@ def test_streamed_moments_equal_those_of_all_inputs_together(context):
         torch.testing.assert_close(found.input_mean_abs, x.abs().mean(0), rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(found.input_absmax, x.abs().amax(0).float())
         torch.testing.assert_close(found.output_mean, y.mean(0), rtol=1e-4, atol=1e-6)
-
-
-def test_further_observations_count_as_much_as_those_to_calibrate_with(context):
-    first, second = context.batches
-    split = dataclasses.replace(context, batches=[first], further=[second])
-    together, apart = collect_statistics(context), collect_statistics(split)
-    for name, one in together.items():
-        assert apart[name].tokens == one.tokens
-        assert torch.equal(apart[name].second_moment, one.second_moment)
 
 
 def test_a_layer_of_the_flow_head_is_seen_at_every_denoise_step(context):

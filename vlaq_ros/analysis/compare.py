@@ -153,7 +153,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--heads', nargs='+', default=[], help='default: all of the bundle')
     parser.add_argument('--samples', type=int, default=256, help='default: %(default)s')
     parser.add_argument('--held-out', type=int, default=96, help='default: %(default)s')
-    parser.add_argument('--observations', type=int, default=2048, help='default: %(default)s')
     parser.add_argument('--per-task', type=int, default=34, help='default: %(default)s')
     parser.add_argument('--processes', type=int, help='workers, one thread each')
     parser.add_argument('--out', type=Path, default=Path('out/compare'))
@@ -195,7 +194,6 @@ def run(args: argparse.Namespace) -> int:
         'bags': len(args.bag),
         'samples': args.samples,
         'held out': args.held_out,
-        'observations': args.observations,
         'activation bits': args.activation_bits,
     }
     described = evaluate.describe_run(options, found.plan)
@@ -215,7 +213,6 @@ def _job(args: argparse.Namespace, setting: Setting) -> CalibrationJob:
         activation_bits=args.activation_bits,
         samples=args.samples,
         held_out=args.held_out,
-        observations=args.observations,
         heads=tuple(args.heads),
         promotions=0,  # as the method left it
         options=setting.options,

@@ -86,12 +86,6 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         default=64,
         help='of other episodes, to judge with (default: %(default)s)',
     )
-    parser.add_argument(
-        '--observations',
-        type=int,
-        default=2048,
-        help='most to make statistics of, --samples included (default: %(default)s)',
-    )
     parser.add_argument('--seed', type=int, default=0, help='default: %(default)s')
     parser.add_argument(
         '--topics',
@@ -154,7 +148,6 @@ def job_of(args: argparse.Namespace) -> CalibrationJob:
         activation_bits=args.activation_bits,
         samples=args.samples,
         held_out=args.held_out,
-        observations=args.observations,
         seed=args.seed,
         heads=tuple(args.heads),
         tolerance=tolerance,

@@ -42,7 +42,6 @@ class CalibrationJob:
         group_size: Neighbouring inputs that share a scale; None: one scale per output channel.
         activation_bits: What the inputs of packed layers are rounded to per token.
         samples: Observations to calibrate with.
-        observations: Most observations that statistics of layers are made of; see `SamplePlan`.
         held_out: Observations of other episodes to judge with.
         seed: Of every random choice.
         heads: Action heads that count; all of the bundle when empty.
@@ -64,7 +63,6 @@ class CalibrationJob:
     group_size: int | None = 64
     activation_bits: int = 16
     samples: int = 128
-    observations: int = 2048
     held_out: int = 64
     seed: int = 0
     heads: tuple[str, ...] = ()
@@ -215,7 +213,7 @@ def _budget_problems(job: CalibrationJob, bundle: Bundle) -> list[str]:
 
 def _plan(job: CalibrationJob, problems: list[str]) -> SamplePlan | None:
     try:
-        return SamplePlan(job.samples, job.held_out, job.observations, seed=job.seed)
+        return SamplePlan(job.samples, job.held_out, seed=job.seed)
     except VlaqError as error:
         problems.append(f'--samples, --held-out: {error}')
         return None
@@ -237,7 +235,6 @@ def record_of(job: CalibrationJob) -> dict[str, Any]:
         'group_size': job.group_size,
         'activation_bits': job.activation_bits,
         'samples': job.samples,
-        'observations': job.observations,
         'held_out': job.held_out,
         'seed': job.seed,
         'tolerance': dict(vars(job.tolerance)),

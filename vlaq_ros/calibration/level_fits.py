@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vlaq_ros.calibration.drawing import Sample
 from vlaq_ros.calibration.phases import Phase
+from vlaq_ros.calibration.samples import Sample
 from vlaq_ros.calibration.verification import Tolerance, head_report
 from vlaq_ros.control.precision import PrecisionLevel, PrecisionMenu
 from vlaq_ros.control.precision_fit import SOFTENING, fit_boundaries

@@ -45,7 +45,6 @@ class CalibrationContext:
         group_size: Neighbouring inputs that share a scale; None gives one scale per channel.
         activation_bits: 16, or the width to which the input of `layers` is rounded per token.
         seed: Of every random choice.
-        further: More calibration inputs of the same episodes, for what needs no gradients.
 
     Raises:
         SchemeError: Layers that the model does not have as plain linear layers, all of them; a
@@ -65,7 +64,6 @@ class CalibrationContext:
     group_size: int | None = None
     activation_bits: int = 16
     seed: int = 0
-    further: Sequence[Batch] = ()
 
     def __post_init__(self) -> None:
         modules = dict(self.model.named_modules())

@@ -34,7 +34,7 @@ from vlaq_ros.calibration.progress import Progress
 from vlaq_ros.calibration.reference import ReferenceForward, make_batches, reference_structure
 from vlaq_ros.calibration.remembered import recall_result, recall_samples
 from vlaq_ros.calibration.rtn import calibrate as round_to_nearest
-from vlaq_ros.calibration.samples import SETS, SampleSet
+from vlaq_ros.calibration.samples import SampleSet
 from vlaq_ros.calibration.sensitivity import PROBES, LayerSensitivity, measure_sensitivity
 from vlaq_ros.calibration.statistics import collect_statistics
 from vlaq_ros.calibration.verification import (
@@ -54,7 +54,7 @@ from vlaq_ros.policies.reference import QUANTIZED_ROLES, layer_roles, load_float
 BATCH = 8
 CANDIDATES = 8
 """Layers tried at every step back."""
-_PROBED = 2.0 + 2.0 * PROBES  # a run with gradients, backward passes twice
+_PROBED = 3.0 + 2.0 * PROBES  # a run for statistics, one with gradients, backward passes twice
 Actions = Sequence[Mapping[str, Tensor]]
 
 
@@ -137,11 +137,7 @@ def make_context(checked: CheckedJob, drawn: SampleSet, progress: Progress) -> C
     roles = layer_roles(model)
     batches = {
         name: make_batches([s.observation for s in samples], spec, BATCH)
-        for name, samples in (
-            ('use', drawn.calibration),
-            ('keep', drawn.held_out),
-            ('further', drawn.further),
-        )
+        for name, samples in (('use', drawn.calibration), ('keep', drawn.held_out))
     }
     return CalibrationContext(
         model=model,
@@ -157,7 +153,6 @@ def make_context(checked: CheckedJob, drawn: SampleSet, progress: Progress) -> C
         group_size=job.group_size,
         activation_bits=job.activation_bits,
         seed=job.seed,
-        further=batches['further'],
     )
 
 
@@ -187,12 +182,11 @@ class _Run:
         """Take the steps of the module docstring from the reference actions on."""
         context, job, progress = self.context, self.checked.job, self.progress
         used, kept = len(context.batches), len(context.held_out)
-        seen = used + len(context.further)
         row = find_method(job.method)
         progress.expect(
             {
                 'reference': kept,
-                'sensitivity': seen + _PROBED * used,
+                'sensitivity': _PROBED * used,
                 'method': row.passes * row.weight * used,
                 'verification': 3 * kept,
                 'packing': 4 * kept,
@@ -202,9 +196,8 @@ class _Run:
         progress.begin('reference', kept)
         reference = executed_actions(context, context.held_out)
         metric = default_metric(context)  # over the heads that `forward` runs
-        progress.begin('sensitivity', seen, 'observing what every layer sees')
+        progress.begin('sensitivity', 2 * used, weight=_PROBED / 2)
         statistics = collect_statistics(context)
-        progress.begin('sensitivity', used, weight=_PROBED)
         sensitivity, _ = measure_sensitivity(context, statistics, metric)
         text = f'{job.method}: {row.summary}'
         progress.begin('method', round(row.passes * used), text, row.weight)
@@ -317,7 +310,7 @@ class _Run:
         """Return what the bundle says about itself."""
         plan = plan_of(final.weights, final.activation_bits)
         report = dict(drawn.report)
-        sources = {name: report[name].pop('sources') for name in SETS}
+        sources = {name: report[name].pop('sources') for name in ('calibration', 'held_out')}
         for number, recording in enumerate(report['recordings']):
             files = self.checked.bag_files[recording['name']]
             report['recordings'][number] = {**recording, 'sha256': dict(files)}

@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 
 from vlaq_ros.calibration.checkpoint import Part, WorkFolder, plain
-from vlaq_ros.calibration.drawing import Sample, Source
 from vlaq_ros.calibration.method import MethodResult
 from vlaq_ros.calibration.phases import Phase
 from vlaq_ros.calibration.recordings import Recording
-from vlaq_ros.calibration.samples import SETS, SamplePlan, SampleSet, draw_samples
+from vlaq_ros.calibration.samples import Sample, SamplePlan, SampleSet, Source, draw_samples
 from vlaq_ros.policies.spec import PolicySpec
 from vlaq_ros.quant.layout import MixedLayout
 from vlaq_ros.quant.mixed import MixedWeight
 from vlaq_ros.types import Observation
 
+_SETS = ('calibration', 'held_out')
 _STATE = 'state'
 
 
@@ -40,12 +40,9 @@ def recall_samples(
         drawn = draw_samples(recordings, spec, plan)
         tensors: dict[str, Tensor] = {}
         values: dict[str, Any] = {'report': dict(drawn.report)}
-        for name in SETS:
+        for name in _SETS:
             samples: Sequence[Sample] = getattr(drawn, name)
             seen = [sample.observation for sample in samples]
-            values[name] = []
-            if not seen:
-                continue
             for camera in spec.cameras:
                 images = np.stack([o.images[camera.name] for o in seen])
                 tensors[f'{name}.image.{camera.name}'] = torch.from_numpy(images)
@@ -59,16 +56,14 @@ def recall_samples(
             ]
         return tensors, values
 
-    tensors, values = folder.recall('samples', {'plan': asdict(plan), 'rows': 3}, make)
-    sets = [_samples(name, tensors, values[name], spec) for name in SETS]
+    tensors, values = folder.recall('samples', {'plan': asdict(plan), 'rows': 2}, make)
+    sets = [_samples(name, tensors, values[name], spec) for name in _SETS]
     return SampleSet(*sets, values['report'])
 
 
 def _samples(
     name: str, tensors: Mapping[str, Tensor], rows: Sequence[Any], spec: PolicySpec
 ) -> tuple[Sample, ...]:
-    if not rows:
-        return ()
     images = {c.name: tensors[f'{name}.image.{c.name}'].numpy() for c in spec.cameras}
     state = tensors[f'{name}.{_STATE}'].numpy()
     samples = []

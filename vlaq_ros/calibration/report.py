@@ -18,7 +18,6 @@ from vlaq_ros.calibration.artifact import LayerPlan, channel_histogram, mean_bit
 from vlaq_ros.calibration.checkpoint import plain
 from vlaq_ros.calibration.level_tables import level_page, markdown_table
 from vlaq_ros.calibration.pipeline import Actions, Calibrated
-from vlaq_ros.calibration.samples import SETS
 from vlaq_ros.calibration.verification import HeadReport
 from vlaq_ros.errors import MissingDependencyError
 from vlaq_ros.kinematics.drift import integrate
@@ -300,10 +299,8 @@ def _samples(record: Mapping[str, Any]) -> Iterator[str]:
     yield '## Samples'
     yield ''
     rows = []
-    for name in SETS:
+    for name in ('calibration', 'held_out'):
         one = drawn[name]
-        if not one['samples']:
-            continue
         phases = ', '.join(f'{phase} {count}' for phase, count in one['phases'].items())
         counts = (one['samples'], len(one['instructions']), len(one['episodes']))
         rows.append((name.replace('_', '-'), *map(str, counts), phases))

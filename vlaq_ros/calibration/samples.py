@@ -8,13 +8,12 @@ meaningful set are refused with everything that is missing, before an image is d
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from vlaq_ros.calibration.drawing import Candidate, Sample, draw, draw_further
 from vlaq_ros.calibration.motion_history import motion_before
 from vlaq_ros.calibration.phases import (
     Phase,
@@ -26,8 +25,33 @@ from vlaq_ros.calibration.phases import (
 from vlaq_ros.calibration.recordings import Moment, Recording
 from vlaq_ros.errors import BagError, ConfigError, VlaqError
 from vlaq_ros.policies.spec import PolicySpec
+from vlaq_ros.types import Observation
 
-SETS = ('calibration', 'held_out', 'further')
+_REPLACEMENTS = 3  # times that samples whose images prove broken are replaced by others
+
+
+class Source(NamedTuple):
+    """Where a sample was taken: a recording, the topic that stamped it, and the stamp."""
+
+    recording: str
+    topic: str
+    stamp_ns: int
+
+
+@dataclass(frozen=True)
+class Sample:
+    """
+    One observation with what it is an example of.
+
+    `sensitivity` is that of the motion before it (`motion_history`); None: unknown.
+    """
+
+    observation: Observation
+    episode: str
+    instruction: str
+    phase: Phase
+    source: Source
+    sensitivity: float | None = None
 
 
 @dataclass(frozen=True)
@@ -38,8 +62,6 @@ class SamplePlan:
     Attributes:
         calibration: Samples to calibrate with.
         held_out: Samples to judge with.
-        observations: Most samples that statistics are made of: those to calibrate with and
-            further ones of the same episodes, as far as there are any.
         held_out_share: Share of the episodes that the latter come from.
         seed: Of every choice.
         min_instructions: Fewer different sentences would calibrate for one task only.
@@ -50,7 +72,6 @@ class SamplePlan:
 
     calibration: int = 128
     held_out: int = 64
-    observations: int = 2048
     held_out_share: float = 0.25
     seed: int = 0
     min_instructions: int = 2
@@ -83,14 +104,19 @@ class SampleSet:
     Attributes:
         calibration: Samples to calibrate with, in order of recording and time.
         held_out: Samples to judge with, from other episodes.
-        further: Of the episodes of `calibration`, for statistics; as many as there are.
         report: Plan, recordings and counts, as plain values for an artifact.
     """
 
     calibration: tuple[Sample, ...]
     held_out: tuple[Sample, ...]
-    further: tuple[Sample, ...]
     report: Mapping[str, Any]
+
+
+class _Candidate(NamedTuple):
+    recording: int
+    moment: Moment
+    phase: Phase
+    sensitivity: float | None
 
 
 def draw_samples(
@@ -113,14 +139,7 @@ def draw_samples(
         'held_out': [c for c in candidates if c.moment.episode in held_out_episodes],
     }
     _require_enough(plan, scale, candidates, parts)
-    samples = {name: draw(recordings, parts[name], getattr(plan, name), rng) for name in parts}
-    samples['further'] = draw_further(
-        recordings,
-        parts['calibration'],
-        samples['calibration'],
-        max(0, plan.observations - plan.calibration),
-        rng,
-    )
+    samples = {name: _draw(recordings, parts[name], getattr(plan, name), rng) for name in parts}
     report = {
         'plan': asdict(plan),
         'recordings': [recording.report() for recording in recordings],
@@ -128,7 +147,7 @@ def draw_samples(
         'measured_step_m': measured,
         **{name: _counts(drawn) for name, drawn in samples.items()},
     }
-    return SampleSet(*(samples[name] for name in SETS), report)
+    return SampleSet(samples['calibration'], samples['held_out'], report)
 
 
 def _survey(recordings: Sequence[Recording], plan: SamplePlan) -> list[list[Moment]]:
@@ -154,7 +173,7 @@ def _survey(recordings: Sequence[Recording], plan: SamplePlan) -> list[list[Mome
 
 def _with_phases(
     surveyed: Sequence[Sequence[Moment]], spec: PolicySpec
-) -> tuple[float, float | None, list[Candidate]]:
+) -> tuple[float, float | None, list[_Candidate]]:
     """Return the speed scale, the long step, and every moment at which the arm does something."""
     columns, gripper_column = motion_columns(spec.state)
     episodes: dict[tuple[int, str], list[Moment]] = defaultdict(list)
@@ -180,12 +199,12 @@ def _with_phases(
         gripper = states[:, gripper_column] if gripper_column is not None else None
         if scale > 0.0:
             found = phases_of(stamps_ns, speed, scale, gripper, gripper_range)
-            candidates += [Candidate(number, *row) for row in zip(moments, found, fine)]
+            candidates += [_Candidate(number, *row) for row in zip(moments, found, fine)]
     return scale, step_m, [c for c in candidates if c.phase is not Phase.IDLE]
 
 
 def _split(
-    candidates: Sequence[Candidate], share: float, rng: np.random.Generator
+    candidates: Sequence[_Candidate], share: float, rng: np.random.Generator
 ) -> frozenset[str]:
     """Return the episodes to hold out: of every instruction its share, never all of them."""
     by_instruction: dict[str, dict[str, None]] = defaultdict(dict)
@@ -206,8 +225,8 @@ def _split(
 def _require_enough(
     plan: SamplePlan,
     scale: float,
-    candidates: Sequence[Candidate],
-    parts: Mapping[str, Sequence[Candidate]],
+    candidates: Sequence[_Candidate],
+    parts: Mapping[str, Sequence[_Candidate]],
 ) -> None:
     """Refuse recordings that cannot give a meaningful set, with everything that is missing."""
     if scale < plan.min_speed:
@@ -236,6 +255,81 @@ def _require_enough(
         raise BagError(
             f'the recordings are not enough:\n  {lines}\nRecord more, or ask for fewer samples'
         )
+
+
+def _draw(
+    recordings: Sequence[Recording],
+    candidates: Sequence[_Candidate],
+    count: int,
+    rng: np.random.Generator,
+) -> tuple[Sample, ...]:
+    """Choose and load; a sample whose images prove broken is replaced by another."""
+    left = list(candidates)
+    drawn: dict[tuple[int, tuple[str, int]], Sample] = {}
+    failures: list[str] = []
+    for _ in range(_REPLACEMENTS):
+        taken = Counter(_keys_of((s.instruction, s.phase, s.episode) for s in drawn.values()))
+        chosen = _balanced(left, count - len(drawn), taken, rng)
+        picked = {(c.recording, _order(c.moment)): c for c in chosen}
+        left = [c for c in left if (c.recording, _order(c.moment)) not in picked]
+        for number, recording in enumerate(recordings):
+            mine = [c.moment for c in chosen if c.recording == number]
+            for moment, seen in recording.load(mine) if mine else ():
+                if isinstance(seen, str):
+                    failures.append(f'{recording.name} at t={moment.stamp_ns / 1e9:.3f} s: {seen}')
+                    continue
+                key = (number, _order(moment))
+                drawn[key] = Sample(
+                    seen,
+                    moment.episode,
+                    moment.instruction,
+                    picked[key].phase,
+                    Source(recording.name, recording.topic, moment.stamp_ns),
+                    picked[key].sensitivity,
+                )
+        if len(drawn) == count:
+            return tuple(sample for _, sample in sorted(drawn.items(), key=lambda item: item[0]))
+    lines = '\n  '.join(failures[:10])
+    raise BagError(
+        f'{len(drawn)} of {count} samples could be loaded, {len(failures)} could not:\n  {lines}'
+    )
+
+
+def _balanced(
+    candidates: Sequence[_Candidate], count: int, taken: Counter, rng: np.random.Generator
+) -> list[_Candidate]:
+    """Choose one after another from the group that has been served least so far."""
+    groups: dict[tuple[str, str, str], list[_Candidate]] = defaultdict(list)
+    for place in rng.permutation(len(candidates)):
+        c = candidates[place]
+        groups[c.moment.instruction, str(c.phase), c.moment.episode].append(c)
+    taken = taken.copy()
+    chosen: list[_Candidate] = []
+    while len(chosen) < count and groups:
+        best = min(groups, key=lambda g: [taken[key] for key in _keys_of([g])])
+        chosen.append(groups[best].pop())
+        taken.update(_keys_of([best]))
+        if not groups[best]:
+            del groups[best]
+    return chosen
+
+
+def _keys_of(groups: Iterable[tuple[str, Any, str]]) -> list[tuple[str, ...]]:
+    """Return what a choice counts for: its instruction, then phase and episode within it."""
+    return [
+        key
+        for instruction, phase, episode in groups
+        for key in (
+            ('instruction', instruction),
+            ('phase', instruction, str(phase)),
+            ('episode', instruction, episode),
+        )
+    ]
+
+
+def _order(moment: Moment) -> tuple[str, int]:
+    """Return what tells the moments of a recording apart, and sorts them."""
+    return moment.episode, moment.stamp_ns
 
 
 def _counts(samples: Sequence[Sample]) -> dict[str, Any]:

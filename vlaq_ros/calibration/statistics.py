@@ -92,10 +92,7 @@ def collect_statistics(
     context: CalibrationContext, layers: Iterable[str] | None = None
 ) -> dict[str, LayerStatistics]:
     """
-    Run all heads over all calibration batches once, and over the further ones.
-
-    Compensated rounding fits what it has seen: at 2.5 bits, moments of five times as many
-    observations took a third off the drift in other episodes (docs/benchmark.md).
+    Run all heads over all calibration batches once.
 
     Args:
         context: The policy.
@@ -105,17 +102,14 @@ def collect_statistics(
 
     def make() -> Part:
         with observed(context, names) as sums, torch.no_grad():
-            for batch in (*context.batches, *context.further):
+            for batch in context.batches:
                 context.forward(batch)
         found = {name: total.finish() for name, total in sums.items()}
         tensors = {f'{n}.{f}': getattr(s, f) for n, s in found.items() for f in _MOMENTS}
         return tensors, {name: statistics.tokens for name, statistics in found.items()}
 
     tensors, tokens = recall(
-        'statistics',
-        context.model,
-        lambda: {'layers': names, 'batches': [*context.batches, *context.further]},
-        make,
+        'statistics', context.model, lambda: {'layers': names, 'batches': context.batches}, make
     )
     return {
         name: LayerStatistics(tokens[name], *(tensors[f'{name}.{field}'] for field in _MOMENTS))

@@ -82,13 +82,6 @@ class CalibrationParameters:
         high=1000000,
         applies=Applies.LIVE,
     )
-    observations: int = parameter(
-        2048,
-        'Most observations to make statistics of, samples included',
-        low=1,
-        high=1000000,
-        applies=Applies.LIVE,
-    )
     seed: int = parameter(
         0, 'Of every random choice', low=0, high=2147483647, applies=Applies.LIVE
     )
@@ -130,7 +123,6 @@ class CalibrationParameters:
         given += ['--bits', str(self.bits), '--group-size', group, '--out', self.out]
         given += ['--activation-bits', str(self.activation_bits), '--seed', str(self.seed)]
         given += ['--samples', str(self.samples), '--held-out', str(self.held_out)]
-        given += ['--observations', str(self.observations)]
         given += ['--instruction', self.instruction] if self.instruction else []
         given += ['--heads', *self.heads.split()] if self.heads.split() else []
         given += ['--option', *self.options.split()] if self.options.split() else []
