@@ -10,6 +10,7 @@ from vlaq_ros.sim.drift_detection import SIGNALS
 from vlaq_ros.sim.drift_readings import Series
 
 SPREAD = (0.05, 0.5, 0.95)
+"""Quantiles of what is measured."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,8 @@ class KnownError:
     What is predicted of an error, and what full precision measures of it in the same chunks.
 
     Attributes:
-        signal: The one of `SIGNALS` that is furthest over its limit.
+        signal: The one of `SIGNALS` that is furthest over its limit; it gives the unit of the
+            numbers: m, rad, or a share for `gripper`.
         predicted: Smallest and largest reading; a prediction is a root mean square for `m` and
             `rad`, and a mean for `gripper`.
         measured: 5 %, 50 % and 95 % quantile.
@@ -36,7 +38,13 @@ class KnownError:
 def compare_known(
     predicted: Sequence[Series], measured: Sequence[Series], limits: DriftLimits
 ) -> KnownError:
-    """Compare the readings of single chunks; both have an error from the first chunk on."""
+    """
+    Compare the readings of single chunks; both have an error from the first chunk on.
+
+    Args:
+        predicted, measured: The same episodes in the same order, `Series.drift` [n, 3] each.
+        limits: Weigh the signals against each other.
+    """
     values, truth = (np.concatenate([s.drift for s in both]) for both in (predicted, measured))
     warn = [getattr(limits, f'warn_{signal}') for signal in SIGNALS]
     over = np.nan_to_num(np.median(truth, axis=0) / warn)
