@@ -42,7 +42,8 @@ def compare_known(
     Compare the readings of single chunks; both have an error from the first chunk on.
 
     Args:
-        predicted, measured: The same episodes in the same order, `Series.drift` [n, 3] each.
+        predicted: Episodes as the error model reads them; of each, `Series.drift` [n, 3] counts.
+        measured: The same episodes, in the same order, as full precision reads them.
         limits: Weigh the signals against each other.
     """
     values, truth = (np.concatenate([s.drift for s in both]) for both in (predicted, measured))
