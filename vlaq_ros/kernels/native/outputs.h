@@ -21,6 +21,13 @@ VLAQ_INLINE UShorts converted(Floats v, const uint16_t*) {
   return __builtin_convertvector(rounded, UShorts);
 }
 
+// Whether the channels of a tile are neighbours in rising order.
+VLAQ_INLINE bool is_run(const int32_t* channels) {
+  int32_t apart = 0;
+  for (int i = 0; i < TILE; i++) apart |= channels[i] ^ (channels[0] + i);
+  return apart == 0;
+}
+
 // The outputs of some tiles of channels, written one by one where they are not neighbours.
 struct Scattered {
   static constexpr bool COVERS_PRUNED = false;
@@ -86,6 +93,14 @@ struct Lines {
     int32_t channel = -1;  // no line yet
     for (int i = 0; i < tiles * TILE && channels[i] >= 0; i++) {
       const int at = channels[i] % TILE;
+      if (i % TILE == 0 && at == 0 && is_run(channels + i)) {
+        Line& line = lines[count++];
+        channel = line.channel = channels[i];
+        line.stored = line.written = 0xFFFF;
+        for (int j = 0; j < TILE; j++) line.row[j] = uint8_t(i + j);
+        i += TILE - 1;
+        continue;
+      }
       if (channels[i] - at != channel) {
         channel = channels[i] - at;
         lines[count].channel = channel;

@@ -104,17 +104,21 @@ struct Panel {
   }
 };
 
-// `count` tiles of channels times few tokens, which one tile of tokens holds.
-void few_tokens(const Job& job, int width, int first, int count) {
-  // One token is bound by memory: one tile at a time reads every plane from front to back.
-  const int64_t rows = width == BITS16 ? job.rounded.tokens : job.integer.tokens * job.integer.passes;
-  const int most = rows > Isa::STREAM_ROWS ? Isa::PANEL_TILES : 1;
-  Panel<Scattered> panel;
+// `count` tiles of channels times few tokens, which one tile of tokens holds; `most` tiles at a time.
+template <class Outputs>
+void few_tokens(const Job& job, int width, int first, int count, int most) {
+  Panel<Outputs> panel;
   for (int tile = first, tiles; tile < first + count; tile += tiles) {
     tiles = first + count - tile < most ? 1 : most;
     panel.open(job, width, tile, tiles, nullptr);
     panel.multiply(job, 0, NO_PANEL);
   }
+}
+void few_tokens(const Job& job, int width, int first, int count) {
+  // One token is bound by memory: one tile at a time reads every plane from front to back.
+  const int64_t rows = width == BITS16 ? job.rounded.tokens : job.integer.tokens * job.integer.passes;
+  if (rows > Isa::STREAM_ROWS) few_tokens<ManyOutputs>(job, width, first, count, Isa::PANEL_TILES);
+  else few_tokens<Scattered>(job, width, first, count, 1);
 }
 
 // What to fetch while panels are read: the codes of the panels of the next group, a part with one
