@@ -23,7 +23,7 @@ struct Isa {
   typedef __m512 F;
   static constexpr int LANES = 16, MAX_ROWS = 12, PANEL_ROWS = 7;
   static constexpr int PANEL_TILES = 2, PARTS = 1, STREAM_ROWS = 2, FREE_SUMS = 14;
-  static constexpr bool SIGNED_WEIGHTS = false;
+  static constexpr bool SIGNED_WEIGHTS = false, BYTES = true;
 
   VLAQ_INLINE I load(const void* from) { return _mm512_load_si512(from); }
   VLAQ_INLINE void store(void* to, I v) { _mm512_store_si512(to, v); }
@@ -101,7 +101,7 @@ struct Isa {
 
 const Kernels KERNELS = {"avx512vnni", Isa::MAX_ROWS, Isa::PANEL_ROWS, Isa::PARTS, Isa::PANEL_TILES,
                          quantize_tile<Isa::PARTS, Isa::SIGNED_WEIGHTS>, round_tile,
-                         few_tokens, many_tokens, ManyOutputs::COVERS_PRUNED};
+                         few_tokens, many_tokens, ManyOutputs::COVERS_PRUNED, nullptr};
 
 }  // namespace
 

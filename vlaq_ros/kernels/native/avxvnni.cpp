@@ -21,7 +21,7 @@ namespace {
 struct Isa : Avx2 {
   static constexpr int MAX_ROWS = 6, PANEL_ROWS = 6, PANEL_TILES = 1;
   static constexpr int PARTS = 1, STREAM_ROWS = 1, FREE_SUMS = 4;
-  static constexpr bool SIGNED_WEIGHTS = false;
+  static constexpr bool SIGNED_WEIGHTS = false, BYTES = true;
 
   template <int P>
   VLAQ_INLINE I part(I v) { return v; }
@@ -37,7 +37,7 @@ struct Isa : Avx2 {
 
 const Kernels KERNELS = {"avxvnni", Isa::MAX_ROWS, Isa::PANEL_ROWS, Isa::PARTS, Isa::PANEL_TILES,
                          quantize_tile<Isa::PARTS, Isa::SIGNED_WEIGHTS>, round_tile,
-                         few_tokens, many_tokens, ManyOutputs::COVERS_PRUNED};
+                         few_tokens, many_tokens, ManyOutputs::COVERS_PRUNED, nullptr};
 
 }  // namespace
 

@@ -41,6 +41,8 @@ struct Job {
   int64_t y_stride;
   const float* bias;  // or null
   int cap, activation_bits;
+  bool wanted[WIDTHS];          // the rows of which widths to multiply
+  bool pruned_wanted;           // whether to write channels without a row
   const uint16_t* pruned;       // per 16 channels, a bit for every pruned one; null: not to be written
 
   // Activations as the dot products take them, one block per tile of tokens; see activations.h.
@@ -51,6 +53,11 @@ struct Job {
   uint32_t* rounded_x;          // [tile][K / 16][rows][8] pairs of bfloat16
   float* valid;                 // [tokens] 1, or NaN for a row that is not finite
 };
+
+// Tiles of channels of one width to be multiplied.
+inline int wanted_tiles(const Job& job, int width) {
+  return job.wanted[width] ? job.store->tiles(width) : 0;
+}
 
 // Some tiles of channels of one width, read together.
 struct PanelAt {
@@ -72,12 +79,14 @@ struct Kernels {
                       int ahead_count, uint8_t* unpacked);
   bool covers_pruned;   // many_tokens also writes the channels that job.pruned names, except where
                         // all 16 are pruned
+  const Kernels* (*nibbles)();  // faster ones for calls in which no code has more than four bits, or null
 };
 
 const Kernels* kernels_avx512bf16();
 const Kernels* kernels_avx512vnni();
 const Kernels* kernels_avxvnni();
 const Kernels* kernels_avx2();
+const Kernels* kernels_avx2short();
 const Kernels* kernels_neon();
 const Kernels* kernels_portable();
 

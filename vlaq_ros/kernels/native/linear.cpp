@@ -4,7 +4,7 @@
 //     avx512vnni.cpp    -O3 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mfma -mf16c
 //     avx512bf16.cpp    the same and -mavx512bf16
 //     avxvnni.cpp       -O3 -mavx2 -mfma -mf16c -mavxvnni
-//     avx2.cpp          -O3 -mavx2 -mfma -mf16c
+//     avx2.cpp avx2short.cpp    -O3 -mavx2 -mfma -mf16c
 //     neon.cpp          -O3 -march=armv8.2-a+dotprod+fp16
 //
 // The last five are empty on other processors. All of them with -Wno-psabi, and with
@@ -91,20 +91,22 @@ int64_t lay_out(Call* call, uint8_t* base) {
     *pointer = count ? reinterpret_cast<std::remove_pointer_t<decltype(pointer)>>(base + end) : nullptr;
     end += (count * int64_t(sizeof **pointer) + 63) / 64 * 64;
   };
-  const bool capped = store.rows[BITS8] && job->cap == 4;
-  const bool full = (store.rows[BITS8] && job->cap != 4) || store.rows[BITS4];
-  const bool two = store.rows[BITS2], integer = capped || full || two;
+  const int eight = wanted_tiles(*job, BITS8);
+  const bool capped = eight && job->cap == 4;
+  const bool full = (eight && job->cap != 4) || wanted_tiles(*job, BITS4);
+  const bool two = wanted_tiles(*job, BITS2), integer = capped || full || two;
+  const bool rounded = wanted_tiles(*job, BITS16);
   take(&job->codes, integer ? rows * (K / 4) * call->kernels->parts : 0);
   take(&job->start[ZERO_FULL], full ? rows * store.segments : 0);
   take(&job->start[ZERO_CAPPED], capped ? rows * store.segments : 0);
   take(&job->start[ZERO_TWO_BITS], two ? rows * store.segments : 0);
   take(&job->step, integer ? job->integer.tokens : 0);
-  take(&job->rounded_x, store.rows[BITS16] ? job->rounded.tokens * (K / 2) : 0);
-  take(&job->valid, store.rows[BITS16] ? job->rounded.tokens : 0);
+  take(&job->rounded_x, rounded ? job->rounded.tokens * (K / 2) : 0);
+  take(&job->valid, rounded ? job->rounded.tokens : 0);
   const bool many = job->integer.tiles > 1;
   take(&call->panels, many ? store.first_tile(WIDTHS) : 0);
   take(&call->groups, many ? store.first_tile(WIDTHS) + 1 : 0);
-  const bool covered = many && store.pruned && call->kernels->covers_pruned;
+  const bool covered = many && store.pruned && job->pruned_wanted && call->kernels->covers_pruned;
   take(&call->pruned, covered ? (store.out_features + TILE - 1) / TILE : 0);
   take(&call->rest, covered ? store.pruned : 0);
   return end;
@@ -197,12 +199,11 @@ void put_pruned(const Call& call) {
 // Few tokens are handed out in chunks of tiles: large enough to read memory in long runs, small
 // enough that the threads end together.
 void plan_chunks(Call* call) {
-  const Store& store = *call->job.store;
   const int threads = call->threads;
   const int pair = call->kernels->panel_tiles;
   call->first[0] = 0;
   for (int width = 0; width < WIDTHS; width++) {
-    const int tiles = store.tiles(width), even = tiles / (8 * threads) / pair * pair;
+    const int tiles = wanted_tiles(call->job, width), even = tiles / (8 * threads) / pair * pair;
     call->chunk_tiles[width] = threads == 1 ? std::max(tiles, 1) : std::max(pair, std::min(even, 16));
     const int chunk = call->chunk_tiles[width];
     call->first[width + 1] = call->first[width] + (tiles + chunk - 1) / chunk;
@@ -216,7 +217,8 @@ void plan_chunks(Call* call) {
 void plan_groups(Call* call) {
   const Store& store = *call->job.store;
   const int most = call->kernels->panel_tiles, parts = call->kernels->parts;
-  const int64_t tiles = store.first_tile(WIDTHS);
+  int64_t tiles = 0;
+  for (int width = 0; width < WIDTHS; width++) tiles += wanted_tiles(call->job, width);
   const int64_t share = std::max<int64_t>(tiles / most / (8 * call->threads), 1);
   const int64_t longest = call->threads == 1 ? MAX_GROUP : std::min<int64_t>(share, MAX_GROUP);
   int next[WIDTHS] = {};
@@ -225,10 +227,10 @@ void plan_groups(Call* call) {
   int64_t count = 0, groups = 0, bytes = 0;
   for (int64_t planned = 0; planned < tiles;) {
     int width = BITS16;
-    if (next[BITS16] == store.tiles(BITS16)) {
+    if (next[BITS16] == wanted_tiles(call->job, BITS16)) {
       width = WIDTHS;
       for (int w = BITS8; w < WIDTHS; w++)
-        if (next[w] < store.tiles(w) && (width == WIDTHS || (mixed && channel(w) < channel(width))))
+        if (next[w] < wanted_tiles(call->job, w) && (width == WIDTHS || (mixed && channel(w) < channel(width))))
           width = w;
     }
     const PanelAt panel = {width, next[width], next[width] + most <= store.tiles(width) ? most : 1};
@@ -248,8 +250,8 @@ void plan_groups(Call* call) {
   call->group_count = groups;
 }
 
-// All channels of some tokens.
-int multiply(const Job& common, int64_t tokens, const Kernels& kernels, int threads) {
+// The wanted channels of some tokens.
+int multiply_wanted(const Job& common, int64_t tokens, const Kernels& kernels, int threads) {
   Call call{};
   Job& job = call.job = common;
   const Store& store = *job.store;
@@ -265,7 +267,7 @@ int multiply(const Job& common, int64_t tokens, const Kernels& kernels, int thre
   const int64_t prepared =
       (job.codes ? job.integer.tiles : 0) + (job.rounded_x ? job.rounded.tiles : 0);
   run_parallel(threads, prepared, prepare_tile, &call);
-  if (store.pruned) plan_pruned(&call);
+  if (store.pruned && job.pruned_wanted) plan_pruned(&call);
   if (call.alone_count) job.dtype == VLAQ_FLOAT32 ? put_pruned<float>(call) : put_pruned<uint16_t>(call);
   if (call.panels) {
     plan_groups(&call);
@@ -275,6 +277,24 @@ int multiply(const Job& common, int64_t tokens, const Kernels& kernels, int thre
     run_parallel(threads, call.first[WIDTHS], multiply_chunk, &call);
   }
   return call.failed ? VLAQ_ERROR_MEMORY : VLAQ_OK;
+}
+
+// All channels of some tokens. Where codes of four bits have kernels of their own, 8-bit rows are multiplied
+// first.
+int multiply(Job job, int64_t tokens, const Kernels& kernels, int threads) {
+  std::fill_n(job.wanted, WIDTHS, true);
+  job.pruned_wanted = true;
+  if (!kernels.nibbles) return multiply_wanted(job, tokens, kernels, threads);
+  const Store& store = *job.store;
+  const bool bytes = store.rows[BITS8] && job.cap == 8, others = store.rows[BITS4] || store.rows[BITS2];
+  if (bytes) {
+    job.wanted[BITS4] = job.wanted[BITS2] = false;
+    const int error = multiply_wanted(job, tokens, kernels, threads);
+    if (error || !others) return error;
+    job.wanted[BITS16] = job.wanted[BITS8] = job.pruned_wanted = false;
+    job.wanted[BITS4] = job.wanted[BITS2] = true;
+  }
+  return multiply_wanted(job, tokens, *kernels.nibbles(), threads);
 }
 
 }  // namespace

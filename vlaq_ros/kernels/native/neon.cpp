@@ -22,7 +22,7 @@ struct Isa {
   typedef float32x4_t F;
   static constexpr int LANES = 4, MAX_ROWS = 6, PANEL_ROWS = 6;
   static constexpr int PANEL_TILES = 1, PARTS = 1, STREAM_ROWS = 1, FREE_SUMS = 12;
-  static constexpr bool SIGNED_WEIGHTS = true;
+  static constexpr bool SIGNED_WEIGHTS = true, BYTES = true;
 
   VLAQ_INLINE I load(const void* from) { return vld1q_u32(static_cast<const uint32_t*>(from)); }
   VLAQ_INLINE void store(void* to, I v) { vst1q_u32(static_cast<uint32_t*>(to), v); }
@@ -73,7 +73,7 @@ struct Isa {
 
 const Kernels KERNELS = {"neon", Isa::MAX_ROWS, Isa::PANEL_ROWS, Isa::PARTS, Isa::PANEL_TILES,
                          quantize_tile<Isa::PARTS, Isa::SIGNED_WEIGHTS>, round_tile,
-                         few_tokens, many_tokens, ManyOutputs::COVERS_PRUNED};
+                         few_tokens, many_tokens, ManyOutputs::COVERS_PRUNED, nullptr};
 
 }  // namespace
 

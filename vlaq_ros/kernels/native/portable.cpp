@@ -15,7 +15,7 @@ struct Isa {
   struct F { float lane[4]; };
   static constexpr int LANES = 4, MAX_ROWS = 2, PANEL_ROWS = 2;
   static constexpr int PANEL_TILES = 1, PARTS = 1, STREAM_ROWS = 1, FREE_SUMS = 0;
-  static constexpr bool SIGNED_WEIGHTS = false;
+  static constexpr bool SIGNED_WEIGHTS = false, BYTES = true;
 
   template <class V, class Function>
   VLAQ_INLINE V make(Function f) {
@@ -100,7 +100,7 @@ struct Isa {
 
 const Kernels KERNELS = {"portable", Isa::MAX_ROWS, Isa::PANEL_ROWS, Isa::PARTS, Isa::PANEL_TILES,
                          quantize_tile<Isa::PARTS, Isa::SIGNED_WEIGHTS>, round_tile,
-                         few_tokens, many_tokens, ManyOutputs::COVERS_PRUNED};
+                         few_tokens, many_tokens, ManyOutputs::COVERS_PRUNED, nullptr};
 
 }  // namespace
 

@@ -26,9 +26,10 @@ Multiply* integer_multiply(const Job& job, int width, PanelUse use, int rows) {
   if (width == BITS2)
     return alone ? multiply_for<Pairs, NB, NO_PANEL>(rows, AllRows())
                  : multiply_for<Pairs, NB, WRITE_PANEL>(rows, PanelRows());
-  if (width == BITS8 && job.cap == 8)
-    return alone ? multiply_for<Bytes, NB, NO_PANEL>(rows, AllRows())
-                 : multiply_for<Bytes, NB, WRITE_PANEL>(rows, PanelRows());
+  if constexpr (Isa::BYTES)
+    if (width == BITS8 && job.cap == 8)
+      return alone ? multiply_for<Bytes, NB, NO_PANEL>(rows, AllRows())
+                   : multiply_for<Bytes, NB, WRITE_PANEL>(rows, PanelRows());
   return alone ? multiply_for<Nibbles, NB, NO_PANEL>(rows, AllRows())
                : multiply_for<Nibbles, NB, WRITE_PANEL>(rows, PanelRows());
 }
@@ -63,6 +64,7 @@ struct Panel {
     if (width == BITS8 && job.cap == 4) zero = ZERO_CAPPED;
     if (width == BITS4) factor = 1.0f / 16;
     if (width == BITS2) zero = ZERO_TWO_BITS, factor = 1.0f / 64;
+    o.unit = width == BITS2 ? 0x00400040 : 0x00100010;
   }
 
   void multiply(const Job& job, int64_t tile, PanelUse use) {
