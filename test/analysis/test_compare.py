@@ -38,7 +38,7 @@ def test_methods_that_prune_get_exactly_the_budget_and_the_share_they_need():
     assert by_method['rtn'].bits > 2.05
     for name in ('qvla', 'ours'):
         assert by_method[name].bits == 2.0
-        assert 0.03 < float(by_method[name].options['prune_share']) < 0.1
+        assert 0.03 < float(by_method[name].options['prune_share']) < 0.2
 
 
 def test_no_name_holds_what_separates_the_head():

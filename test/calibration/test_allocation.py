@@ -13,6 +13,7 @@ from vlaq_ros.calibration.allocation import (
     channel_bytes,
     demote,
     exact,
+    least_bits,
     total,
 )
 from vlaq_ros.errors import SchemeError
@@ -162,3 +163,17 @@ def test_every_bad_option_is_named():
     with pytest.raises(SchemeError) as refusal:
         AllocationOptions(tile=0, count='rows', moves='random', prune_share=2.0, menu=(3,))
     assert all(word in str(refusal.value) for word in ('tile', 'count', 'moves', 'share', 'menu'))
+
+
+@pytest.mark.parametrize('tile', [1, 16])
+@pytest.mark.parametrize('share', [0.0, 0.09, 0.5])
+def test_the_least_budget_can_be_met_and_nothing_below_it(tile, share):
+    generator = np.random.default_rng(0)
+    inputs = {'short': 64, 'long': 256}
+    rows = {'short': 192, 'long': 112}
+    costs = {name: np.sort(generator.random((rows[name], 5)), axis=1) for name in inputs}
+    least = least_bits([(rows[n], inputs[n]) for n in inputs], 64, 2, tile, share)
+    options = AllocationOptions(tile=tile, prune_share=share)
+    assert allocate(costs, inputs, least, 64, options)
+    with pytest.raises(SchemeError, match='smallest allowed widths'):
+        allocate(costs, inputs, least - 0.01, 64, options)

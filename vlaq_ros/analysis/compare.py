@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vlaq_ros.analysis.compare_tables import compare_cells, write_comparison
-from vlaq_ros.calibration.allocation import MENU, channel_bytes
+from vlaq_ros.calibration.allocation import TILE, least_bits
 from vlaq_ros.calibration.job import CalibrationJob, check_job
 from vlaq_ros.calibration.methods import find_method
 from vlaq_ros.calibration.pipeline import calibrate
@@ -88,10 +88,11 @@ def settings_for(
                 bits, group = uniform_grid(shapes, budget)
             else:
                 bits, group = budget, mixed_group(shapes, budget)
-            narrowest = bits_of(shapes, 2, group)
+            narrowest = least_bits(shapes, group)
             if method in ('qvla', 'ours') and bits < narrowest:
-                share = 1.0 - bits / narrowest + 0.01
-                options['prune_share'] = f'{share:.3f}'
+                options['prune_share'] = f'{needed_prune_share(shapes, bits, group):.2f}'
+                if method == 'qvla':
+                    options['prune_threshold'] = 'inf'  # whatever it costs: the budget demands it
             elif method == 'da_ptq':
                 bits = max(bits, narrowest + 1e-3)
             found.append(Setting(method, budget, bits, group, options))
@@ -104,11 +105,11 @@ def uniform_grid(shapes: Sequence[tuple[int, int]], budget: float) -> tuple[floa
         (width, bits, group)
         for width in (8, 4, 2)
         for group in GROUP_SIZES
-        for bits in [bits_of(shapes, width, group)]
+        for bits in [least_bits(shapes, group, width)]
         if bits <= budget + ALLOWANCE_BITS
     ]
     if not grids:
-        least = bits_of(shapes, 2, None)
+        least = least_bits(shapes, None)
         raise ConfigError(f'--bits {budget:g}: codes of 2 bits with a scale need {least:.3f}')
     _, bits, group = max(grids, key=lambda grid: grid[:2])
     return bits + 1e-3, group
@@ -116,14 +117,15 @@ def uniform_grid(shapes: Sequence[tuple[int, int]], budget: float) -> tuple[floa
 
 def mixed_group(shapes: Sequence[tuple[int, int]], budget: float) -> int | None:
     """Return the group size for widths that are mixed: small groups where bits are left over."""
-    return next((g for g in (64, 128) if bits_of(shapes, 2, g) + 0.2 <= budget), None)
+    return next((g for g in (64, 128) if least_bits(shapes, g) + 0.2 <= budget), None)
 
 
-def bits_of(shapes: Sequence[tuple[int, int]], width: int, group: int | None) -> float:
-    """Return bits per weight of layers [out, in] with one width, scales included."""
-    column = MENU.index(width)
-    nbytes = sum(rows * channel_bytes(inputs, group)[column] for rows, inputs in shapes)
-    return 8.0 * nbytes / sum(rows * inputs for rows, inputs in shapes)
+def needed_prune_share(
+    shapes: Sequence[tuple[int, int]], bits: float, group_size: int | None
+) -> float:
+    """Return the smallest share of every layer, in hundredths, whose pruning meets a budget."""
+    shares = (hundredths / 100 for hundredths in range(101))
+    return next(s for s in shares if least_bits(shapes, group_size, 2, TILE, s) <= bits)
 
 
 def _shapes(bundle: Bundle) -> list[tuple[int, int]]:

@@ -18,7 +18,7 @@ and only a small share of every layer. Numpy only; nothing here knows a model.
 """
 
 import heapq
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -100,6 +100,33 @@ def channel_bytes(inputs: int, group_size: int | None) -> NDArray[np.float64]:
     groups = 1 if group_size is None else -(-inputs // group_size)
     scales = [_SCALE_BYTES * groups if bits in (8, 4, 2) else 0 for bits in MENU]
     return np.array(MENU) * inputs / 8 + scales
+
+
+def least_bits(
+    shapes: Iterable[tuple[int, int]],
+    group_size: int | None,
+    bits: int = 2,
+    tile: int = 1,
+    prune_share: float = 0.0,
+) -> float:
+    """
+    Return the smallest budget that an allocation can meet, scales included [bits per weight].
+
+    Exact for layers of whole tiles; with others an allocation may need a little more.
+
+    Args:
+        shapes: [out, in] of every layer.
+        group_size: Inputs that share a scale; None for one scale per channel.
+        bits: The narrowest width but 0.
+        tile: Output channels that must share a width; a tile of a layer is pruned whole.
+        prune_share: Largest share of the channels of one layer that may be pruned.
+    """
+    nbytes = weights = 0.0
+    for rows, inputs in shapes:
+        pruned = int(prune_share * rows + _EPSILON) // tile * tile
+        nbytes += (rows - pruned) * channel_bytes(inputs, group_size)[MENU.index(bits)]
+        weights += rows * inputs
+    return 8.0 * nbytes / weights
 
 
 def allocate(

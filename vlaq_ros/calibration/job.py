@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vlaq_ros.calibration.allocation import MENU, channel_bytes
+from vlaq_ros.calibration.allocation import TILE, least_bits
 from vlaq_ros.calibration.artifact import check_destination, open_float_bundle
 from vlaq_ros.calibration.methods import (
     BEST,
@@ -194,14 +194,13 @@ def _budget_problems(job: CalibrationJob, bundle: Bundle) -> list[str]:
         return []
     model = load_float_model(bundle)
     pruned = float(job.options.get('prune_share', option_names(job.method).get('prune_share', 0)))
-    width = MENU.index(find_method(job.method).least_bits)
-    weights = smallest = 0.0
-    for name, role in layer_roles(model).items():
-        if role in QUANTIZED_ROLES:
-            rows, columns = model.get_submodule(name).weight.shape
-            weights += rows * columns
-            smallest += rows * channel_bytes(columns, job.group_size)[width]
-    least = 8 * smallest * (1.0 - pruned) / weights
+    shapes = (
+        model.get_submodule(name).weight.shape
+        for name, role in layer_roles(model).items()
+        if role in QUANTIZED_ROLES
+    )
+    tile = int(job.options.get('tile', TILE))
+    least = least_bits(shapes, job.group_size, find_method(job.method).least_bits, tile, pruned)
     if job.bits >= least:
         return []
     group = 'none' if job.group_size is None else job.group_size
