@@ -235,7 +235,7 @@ def test_a_layout_of_its_own_is_no_matter_of_the_budget(make_job):
 def test_pruning_lowers_what_a_budget_must_be(make_job):
     with pytest.raises(ConfigError, match='needs at least 3'):
         check_job(make_job(method='ours', bits=2.9))
-    check_job(make_job(method='ours', bits=2.9, options={'prune_share': '0.1'}))
+    check_job(make_job(method='ours', bits=2.9, options={'prune_share': '0.5'}))
 
 
 @pytest.mark.parametrize(

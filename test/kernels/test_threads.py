@@ -138,7 +138,7 @@ def test_a_process_ends_while_workers_wait():
 
 
 def test_a_thread_that_ends_takes_its_memory_along():
-    """A ROS node may call from short-lived threads."""
+    """A ROS node may call from short-lived threads. What 300 of them left would be over 100 MB."""
     code = """
 import threading, psutil
 inputs = [torch.randn(tokens, 320) for tokens in (1, 64, 300)]
@@ -155,7 +155,7 @@ before = psutil.Process().memory_info().rss
 run_threads(300)
 print(psutil.Process().memory_info().rss - before)
 """
-    assert int(python(SET_UP + code)) < 4 << 20
+    assert int(python(SET_UP + code)) < 16 << 20  # a few huge pages come and go
 
 
 def test_memory_does_not_grow_from_call_to_call():
