@@ -200,6 +200,8 @@ def _budget_problems(job: CalibrationJob, bundle: Bundle) -> list[str]:
         if role in QUANTIZED_ROLES
     )
     tile = int(job.options.get('tile', TILE))
+    if tile < 1:
+        return [f'--option tile={tile} must be at least 1']
     least = least_bits(shapes, job.group_size, find_method(job.method).least_bits, tile, pruned)
     if job.bits >= least:
         return []
