@@ -82,6 +82,32 @@ VLAQ_INLINE int32_t largest_magnitude(const T* x, int64_t in) {
   return largest_of(most);
 }
 
+// The bits of float32 values rounded to bfloat16, to nearest, ties to even; in the low halves.
+// NaN may become infinity: rows that are not finite are marked elsewhere.
+VLAQ_INLINE Ints round_bits(Ints bits) {
+  return (bits + 0x7FFF + (bits >> 16 & 1)) >> 16 & 0xFFFF;
+}
+
+// The largest magnitude as above; also writes the values rounded to bfloat16. The `rows` tokens of a tile lie
+// interleaved, and what is behind the last input is zero.
+template <class T>
+int32_t round_token(const T* x, int64_t next, int64_t in, int64_t padded_in, uint32_t* to, int rows) {
+  Ints most = {};
+  const auto put = [&](Ints bits, int64_t k) __attribute__((always_inline)) {
+    const Ints magnitude = bits & 0x7FFFFFFF;
+    most = magnitude > most ? magnitude : most;
+    const UShorts halves = __builtin_convertvector(round_bits(bits), UShorts);
+    __builtin_memcpy(to + (k / CHUNK * rows * CHUNK + k % CHUNK) / 2, &halves, sizeof halves);
+  };
+  const int64_t full = in / VALUES * VALUES;
+  for (int64_t k = 0; k < full; k += VALUES) {
+    __builtin_prefetch(x + k + next);
+    put(load_bits(x + k), k);
+  }
+  for (int64_t k = full; k < padded_in; k += VALUES) put(load_last_bits(x + k, in - k), k);
+  return largest_of(most);
+}
+
 // Rounds to the nearest integer, ties to even, by pushing the fraction out of the mantissa.
 VLAQ_INLINE Ints to_codes(Floats scaled) {
   const Floats pushed = scaled + 12582912.0f;  // 1.5 * 2^23
@@ -147,8 +173,9 @@ void quantize_segment(const T* x, int64_t next, int64_t in, int64_t begin, int64
   sums[1] = sum_of(sum_low);
 }
 
+// `most` is the largest magnitude of the token.
 template <class T, int PARTS, bool SIGNED_WEIGHTS>
-VLAQ_INLINE void quantize_token(const Job& job, int64_t tile, int token, int rows) {
+VLAQ_INLINE void quantize_token(const Job& job, int64_t tile, int token, int rows, int32_t most) {
   const Store& store = *job.store;
   const int64_t in = store.in_features, K = store.padded_in;
   const int64_t t = job.integer.first(tile) + token;
@@ -160,7 +187,6 @@ VLAQ_INLINE void quantize_token(const Job& job, int64_t tile, int token, int row
   const float levels = job.activation_bits == 16 ? 32512.0f
                        : job.activation_bits == 8 ? 127.0f
                        : job.activation_bits == 4 ? 7.0f : 1.0f;
-  const int32_t most = largest_magnitude(x, in);
   const bool finite = most < EXPONENT;
   float inverse = most == 0 || !finite ? 0.0f : levels / as_float(most);
   float value = as_float(most) / levels;
@@ -193,61 +219,30 @@ VLAQ_INLINE void quantize_token(const Job& job, int64_t tile, int token, int row
   }
 }
 
-template <int PARTS, bool SIGNED_WEIGHTS>
-void quantize_tile(const Job& job, int64_t tile) {
-  const int tokens = job.integer.count(tile), rows = tokens * job.integer.passes;
-  for (int token = 0; token < tokens; token++) {
-    if (job.dtype == VLAQ_FLOAT32)
-      quantize_token<float, PARTS, SIGNED_WEIGHTS>(job, tile, token, rows);
-    else
-      quantize_token<uint16_t, PARTS, SIGNED_WEIGHTS>(job, tile, token, rows);
-  }
-}
-
-// The bits of float32 values rounded to bfloat16, to nearest, ties to even; in the low halves.
-// NaN may become infinity: rows that are not finite are marked elsewhere.
-VLAQ_INLINE Ints round_bits(Ints bits) {
-  return (bits + 0x7FFF + (bits >> 16 & 1)) >> 16 & 0xFFFF;
-}
-
-// Rounds the inputs begin .. end - 1 of one token; false when one of them is not finite.
-template <class T>
-VLAQ_INLINE bool round_inputs(const Job& job, int64_t t, int64_t begin, int64_t end, uint32_t* to,
-                              int rows) {
-  const int64_t in = job.store->in_features;
+// Quantizes or rounds token t, or both.
+template <class T, int PARTS, bool SIGNED_WEIGHTS>
+VLAQ_INLINE void prepare_token(const Job& job, int64_t t) {
+  const int64_t in = job.store->in_features, K = job.store->padded_in;
   const T* x = static_cast<const T*>(job.x) + t * job.x_stride;
-  Ints most = {};
-  const auto put = [&](Ints bits, int64_t k) __attribute__((always_inline)) {
-    const Ints magnitude = bits & 0x7FFFFFFF;
-    most = magnitude > most ? magnitude : most;
-    const UShorts halves = __builtin_convertvector(round_bits(bits), UShorts);
-    __builtin_memcpy(to + (k / CHUNK * rows * CHUNK + k % CHUNK) / 2, &halves, sizeof halves);
-  };
-  const int64_t full = end <= in ? end : in / VALUES * VALUES;
-  for (int64_t k = begin; k < full; k += VALUES) {
-    __builtin_prefetch(x + k + job.x_stride);
-    put(load_bits(x + k), k);
+  int32_t most;
+  if (job.rounded_x) {
+    const int64_t tile = job.rounded.tile_of(t), first = job.rounded.first(tile);
+    uint32_t* to = job.rounded_x + (first * K + (t - first) * CHUNK) / 2;
+    most = round_token(x, job.x_stride, in, K, to, job.rounded.count(tile));
+    job.valid[t] = most < EXPONENT ? 1.0f : __builtin_nanf("");
+  } else {
+    most = largest_magnitude(x, in);
   }
-  for (int64_t k = full; k < end; k += VALUES) put(load_last_bits(x + k, in - k), k);
-  return largest_of(most) < EXPONENT;
+  if (!job.codes) return;
+  const int64_t tile = job.integer.tile_of(t);
+  quantize_token<T, PARTS, SIGNED_WEIGHTS>(job, tile, int(t - job.integer.first(tile)),
+                                           job.integer.count(tile) * job.integer.passes, most);
 }
 
-// Some inputs of all tokens at a time: what the tokens write lies interleaved and has to stay in
-// the first-level cache until all have written.
-static void round_tile(const Job& job, int64_t tile) {
-  constexpr int64_t BLOCK = 512;
-  const int rows = job.rounded.count(tile);
-  const int64_t K = job.store->padded_in, first = job.rounded.first(tile);
-  for (int64_t begin = 0; begin < K; begin += BLOCK) {
-    const int64_t end = begin + BLOCK < K ? begin + BLOCK : K;
-    for (int token = 0; token < rows; token++) {
-      const int64_t t = first + token;
-      uint32_t* to = job.rounded_x + (first * K + token * CHUNK) / 2;
-      const bool finite = job.dtype == VLAQ_FLOAT32
-                              ? round_inputs<float>(job, t, begin, end, to, rows)
-                              : round_inputs<uint16_t>(job, t, begin, end, to, rows);
-      if (begin == 0) job.valid[t] = 1.0f;
-      if (!finite) job.valid[t] = __builtin_nanf("");
-    }
+template <int PARTS, bool SIGNED_WEIGHTS>
+void prepare_tokens(const Job& job, int64_t begin, int64_t end) {
+  for (int64_t t = begin; t < end; t++) {
+    if (job.dtype == VLAQ_FLOAT32) prepare_token<float, PARTS, SIGNED_WEIGHTS>(job, t);
+    else prepare_token<uint16_t, PARTS, SIGNED_WEIGHTS>(job, t);
   }
 }

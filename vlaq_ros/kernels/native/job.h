@@ -22,6 +22,10 @@ struct Tiling {
     larger = tokens % tiles;
   }
   int64_t first(int64_t tile) const { return least * tile + (tile < larger ? tile : larger); }
+  int64_t tile_of(int64_t token) const {
+    const int64_t in_larger = larger * (least + 1);
+    return token < in_larger ? token / (least + 1) : larger + (token - in_larger) / least;
+  }
   int count(int64_t tile) const { return int(least + (tile < larger)); }
 };
 
@@ -72,8 +76,7 @@ struct Kernels {
   int panel_rows;       // the same for several tiles; at most max_rows
   int parts;            // dot products per group of four codes
   int panel_tiles;      // tiles of channels that are multiplied together
-  void (*quantize)(const Job&, int64_t tile);
-  void (*round)(const Job&, int64_t tile);
+  void (*prepare)(const Job&, int64_t begin, int64_t end);  // activations of these tokens
   void (*few_tokens)(const Job&, int width, int first, int count);
   void (*many_tokens)(const Job&, const PanelAt* group, int count, const PanelAt* ahead,
                       int ahead_count, uint8_t* unpacked);

@@ -114,9 +114,8 @@ int64_t lay_out(Call* call, uint8_t* base) {
 
 void prepare_tile(void* context, int64_t index) {
   const Call& call = *static_cast<Call*>(context);
-  const int64_t integer = call.job.codes ? call.job.integer.tiles : 0;
-  if (index < integer) call.kernels->quantize(call.job, index);
-  else call.kernels->round(call.job, index - integer);
+  const Tiling& tiling = call.job.codes ? call.job.integer : call.job.rounded;
+  call.kernels->prepare(call.job, tiling.first(index), tiling.first(index) + tiling.count(index));
 }
 
 void multiply_chunk(void* context, int64_t index) {
@@ -264,9 +263,8 @@ int multiply_wanted(const Job& common, int64_t tokens, const Kernels& kernels, i
   if (!scratch) return VLAQ_ERROR_MEMORY;
   lay_out(&call, scratch);
 
-  const int64_t prepared =
-      (job.codes ? job.integer.tiles : 0) + (job.rounded_x ? job.rounded.tiles : 0);
-  run_parallel(threads, prepared, prepare_tile, &call);
+  const bool prepared = job.codes || job.rounded_x;
+  if (prepared) run_parallel(threads, (job.codes ? job.integer : job.rounded).tiles, prepare_tile, &call);
   if (store.pruned && job.pruned_wanted) plan_pruned(&call);
   if (call.alone_count) job.dtype == VLAQ_FLOAT32 ? put_pruned<float>(call) : put_pruned<uint16_t>(call);
   if (call.panels) {

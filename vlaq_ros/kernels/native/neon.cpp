@@ -72,7 +72,7 @@ struct Isa {
 #include "tiles.h"
 
 const Kernels KERNELS = {"neon", Isa::MAX_ROWS, Isa::PANEL_ROWS, Isa::PARTS, Isa::PANEL_TILES,
-                         quantize_tile<Isa::PARTS, Isa::SIGNED_WEIGHTS>, round_tile,
+                         prepare_tokens<Isa::PARTS, Isa::SIGNED_WEIGHTS>,
                          few_tokens, many_tokens, ManyOutputs::COVERS_PRUNED, nullptr};
 
 }  // namespace
