@@ -26,9 +26,15 @@ def test_the_best_bf16_is_the_fastest_not_the_stock_one():
     assert point(fp32=1.0).best_bf16() is None
 
 
+def test_the_best_int8_is_that_of_libraries_alone():
+    libraries = {'torch _int_mm': 3.0, 'openvino W8A8': 2.0}
+    assert point(W8A8=1.0, **libraries).best_int8() == 'openvino W8A8'
+    assert point(W8A8=1.0).best_int8() is None
+
+
 def test_mixing_is_compared_with_the_mean_weighted_by_channels():
-    uniform = {'W4A8': 1.0, 'W8A8': 2.0, 'rows16': 4.0}
-    mean = 0.7 * 1.0 + 0.2 * 2.0 + 0.05 * 4.0
+    uniform = {'all pruned': 0.2, 'W4A8': 1.0, 'W8A8': 2.0, 'rows16': 4.0}
+    mean = 0.05 * 0.2 + 0.7 * 1.0 + 0.2 * 2.0 + 0.05 * 4.0
     measured = point(**uniform, **{'mix 0/4/8/16': 1.1 * mean})
     assert measured.mixing_overhead('mix 0/4/8/16') == pytest.approx(0.1)
     assert measured.mixing_overhead('mix 2/4/8') is None

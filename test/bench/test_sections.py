@@ -17,7 +17,7 @@ from vlaq_ros.bench import (
     switching,
 )
 from vlaq_ros.bench.layers import FrozenLinear, Stack, build, share, stage_calls, to_bfloat16
-from vlaq_ros.bench.own_kernels import VARIANTS, channel_widths
+from vlaq_ros.bench.own_kernels import PRUNED, VARIANTS, channel_widths
 from vlaq_ros.bench.plan import MEMORY_CASES, Job, Step
 
 # relative error of a product with random normal weights, well above what was measured
@@ -98,7 +98,7 @@ def test_every_row_has_a_positive_time_and_floor(kernel_rows):
     assert len(timed) >= len(VARIANTS) + 2
     for row in timed:
         assert 0 < row['low'] <= row['seconds'] <= row['high']
-        assert row['floor_s'] > 0
+        assert row['floor_s'] > 0 or row['name'] == PRUNED
     assert kernel_rows['ceilings']['read_bytes_s'] > 0
 
 

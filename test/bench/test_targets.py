@@ -49,6 +49,29 @@ def test_two_threads_and_narrower_instructions_do_not_count():
     assert verdict(results(kernels=rows), text)[1] == '4 x'
 
 
+def test_the_dearest_mix_of_large_layers_decides():
+    times = {'W2A8': 1.0, 'W4A8': 1.0, 'W8A8': 1.0}
+    rows = []
+    for inputs, mixed in ((4096, 1.02), (8192, 1.04), (64, 2.0)):
+        layer = {**times, 'mix 2/4/8': mixed}
+        rows += [kernel(name, seconds, inputs, tokens=8) for name, seconds in layer.items()]
+    found = results(kernels=rows)
+    text = 'price of mixing 2/4/8 bits, large'
+    assert verdict(found, text)[1:] == ('4 %', 'yes')
+    rows[3]['seconds'] = 1.06
+    assert verdict(found, text)[1:] == ('6 %', 'no')
+
+
+def test_narrow_instructions_are_compared_with_onednn():
+    rows = [kernel('torch dynamic int8 onednn', 2.0, tokens=64), kernel('W8A8', 2.1, tokens=64)]
+    rows += [kernel('W4A8', 1.0, tokens=64), kernel('W4A8', 1.6, tokens=256)]
+    rows += [kernel('torch dynamic int8 onednn', 4.0, tokens=256)]
+    rows = [kernel('torch bf16', 4.0), *({**row, 'isa': 'avx2'} for row in rows)]
+    found = results(kernels=rows)
+    assert verdict(found, 'AVX2: W8A8 / oneDNN int8, 64+ tokens')[1:] == ('0.952 x', 'no')
+    assert verdict(found, 'AVX2: W2A8, W4A8 / oneDNN int8, 64+ tokens')[1:] == ('2 x', 'yes')
+
+
 def test_bandwidth_is_that_of_the_same_rounds():
     ceiling = {**kernel('ceilings', None), 'read_bytes_s': 40.0}
     rows = [kernel('W4A8', 2.0, read_bytes=68), ceiling]

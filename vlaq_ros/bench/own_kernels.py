@@ -17,6 +17,7 @@ MIX_WIDE = 'mix 0/4/8/16'
 MIX_NARROW = 'mix 2/4/8'
 CAPPED = 'W8A8 capped to 4'
 BF16_ROWS = 'bf16 rows'
+PRUNED = 'all pruned'
 
 
 class Variant(NamedTuple):
@@ -42,6 +43,7 @@ VARIANTS = (
     Variant('W8A8', {8: 1.0}),
     Variant(CAPPED, {8: 1.0}, cap=4),
     Variant(BF16_ROWS, {16: 1.0}),
+    Variant(PRUNED, {0: 1.0}),
     Variant(MIX_WIDE, {0: 0.05, 4: 0.70, 8: 0.20, 16: 0.05}),
     Variant(MIX_NARROW, {2: 0.20, 4: 0.60, 8: 0.20}),
     Variant('W4A16', {4: 1.0}, activation_bits=16),

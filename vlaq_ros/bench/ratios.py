@@ -8,12 +8,21 @@ from typing import Any
 Row = Mapping[str, Any]
 FP32 = 'torch fp32'
 BF16 = 'torch bf16'
+INT8_LIBRARIES = (
+    'torch dynamic int8 fbgemm',
+    'torch dynamic int8 onednn',
+    'torch _int_mm',
+    'torch _weight_int8pack_mm',
+    'onnxruntime W8A8',
+    'onnxruntime dynamic int8',
+    'openvino W8A8',
+)
 BF16_NAMES = (BF16, 'torch bf16 compiled, frozen', 'bf16 rows', 'openvino bf16')
 MIXES = {
-    'mix 0/4/8/16': {'W4A8': 0.70, 'W8A8': 0.20, 'bf16 rows': 0.05},
+    'mix 0/4/8/16': {'all pruned': 0.05, 'W4A8': 0.70, 'W8A8': 0.20, 'bf16 rows': 0.05},
     'mix 2/4/8': {'W2A8': 0.20, 'W4A8': 0.60, 'W8A8': 0.20},
 }
-"""Mix -> uniform layer -> share of the channels; the rest is pruned and costs nothing."""
+"""Mix -> uniform layer -> share of the channels."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +57,10 @@ class Point:
     def best_bf16(self) -> str | None:
         """Return the fastest way to multiply by a bf16 weight here."""
         return min((n for n in BF16_NAMES if n in self.rows), key=self.seconds, default=None)
+
+    def best_int8(self) -> str | None:
+        """Return the fastest library that multiplies by an int8 weight here."""
+        return min((n for n in INT8_LIBRARIES if n in self.rows), key=self.seconds, default=None)
 
     def floor_share(self, name: str) -> float | None:
         """Return shortest possible time / time."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from vlaq_ros.bench import model_tables
 from vlaq_ros.bench.plots import draw_plots
-from vlaq_ros.bench.ratios import BF16, FP32, MIXES, Point, points, typical
+from vlaq_ros.bench.ratios import BF16, FP32, INT8_LIBRARIES, MIXES, Point, points, typical
 from vlaq_ros.bench.results import Results, Section, select
 from vlaq_ros.bench.targets import target_table
 from vlaq_ros.sim.results import write_atomically
@@ -93,7 +93,7 @@ def _kernel_tables(section: Section) -> Iterator[Table]:
         baseline = FP32 if limited else BF16
         for tokens in _all_tokens(found):
             here = [point for point in found if point.tokens == tokens]
-            notes = _busy(section) if threads > 1 else ()
+            notes = _busy(section) if threads > 1 else _errors(here) if limited else ()
             yield _times(here, f'{_tokens(tokens)}, {where}', baseline, notes)
         if limited:
             continue
@@ -111,6 +111,16 @@ def _times(found: Sequence[Point], where: str, baseline: str, notes: tuple[str, 
         tuple((name, *(_time(point, name, baseline) for point in found)) for name in names),
         notes,
     )
+
+
+def _errors(found: Sequence[Point]) -> tuple[str, ...]:
+    """Return how exact 8 bits are: without VNNI the products of some libraries saturate."""
+    errors = {
+        name: typical(point.rows[name]['error'] for point in found if name in point.rows)
+        for name in ('W8A8', *INT8_LIBRARIES)
+    }
+    shown = ', '.join(f'{name} {error:.4f}' for name, error in errors.items() if error is not None)
+    return (f'error against the float weight, random normal weights: {shown}',) if shown else ()
 
 
 def _busy(section: Section) -> tuple[str, ...]:

@@ -100,7 +100,7 @@ def run(
     if bias is not None and (bias.dtype is not torch.float32 or not bias.is_contiguous()):
         bias = bias.float().contiguous()
     cap, activation_bits = precision.tolist()
-    y = x.new_empty((*sizes[:-1], out_features))
+    y = x.new_empty(*sizes[:-1], out_features)  # a tuple costs a quarter of a microsecond
     status = native_library.library().vlaq_linear(
         store.data_ptr(),
         dtype,
