@@ -39,7 +39,7 @@ VLAQ_INLINE Ints load_bits(const uint16_t* x) {
 template <class T>
 VLAQ_INLINE Ints load_last_bits(const T* x, int64_t left) {
   T padded[VALUES] = {};
-  if (left > 0) __builtin_memcpy(padded, x, left * sizeof(T));
+  if (left > 0) __builtin_memcpy(padded, x, (left < VALUES ? left : VALUES) * sizeof(T));
   return load_bits(padded);
 }
 
@@ -63,6 +63,23 @@ VLAQ_INLINE int32_t largest_of(Ints v) {
   int32_t largest = v[0];
   for (int i = 1; i < VALUES; i++) largest = v[i] > largest ? v[i] : largest;
   return largest;
+}
+
+// Calls put(bits, word) for the values begin .. end - 1 of one token, vector by vector; those behind the last
+// input are zero. `word` begins at `to`, advances by one per `per_word` values, and by `stride` per chunk.
+// The next token lies `next` values further on; it is fetched, as this one is in the cache by now.
+template <class T, class Word, class Put>
+VLAQ_INLINE void for_each_vector(const T* x, int64_t next, int64_t in, int64_t begin, int64_t end, Word* to,
+                                 int64_t stride, int per_word, Put put) {
+  const int64_t full = end <= in ? end : in / CHUNK * CHUNK;
+  int64_t k = begin;
+  for (; k < full; k += CHUNK, to += stride) {
+    __builtin_prefetch(x + k + next);
+#pragma GCC unroll 4
+    for (int v = 0; v < CHUNK; v += VALUES) put(load_bits(x + k + v), to + v / per_word);
+  }
+  for (; k < end; k += CHUNK, to += stride)
+    for (int v = 0; v < CHUNK; v += VALUES) put(load_last_bits(x + k + v, in - k - v), to + v / per_word);
 }
 
 // The largest magnitude of a row as float bits: magnitudes compare like integers, and a result of
@@ -93,18 +110,13 @@ VLAQ_INLINE Ints round_bits(Ints bits) {
 template <class T>
 int32_t round_token(const T* x, int64_t next, int64_t in, int64_t padded_in, uint32_t* to, int rows) {
   Ints most = {};
-  const auto put = [&](Ints bits, int64_t k) __attribute__((always_inline)) {
+  const auto put = [&](Ints bits, uint32_t* word) __attribute__((always_inline)) {
     const Ints magnitude = bits & 0x7FFFFFFF;
     most = magnitude > most ? magnitude : most;
     const UShorts halves = __builtin_convertvector(round_bits(bits), UShorts);
-    __builtin_memcpy(to + (k / CHUNK * rows * CHUNK + k % CHUNK) / 2, &halves, sizeof halves);
+    __builtin_memcpy(word, &halves, sizeof halves);
   };
-  const int64_t full = in / VALUES * VALUES;
-  for (int64_t k = 0; k < full; k += VALUES) {
-    __builtin_prefetch(x + k + next);
-    put(load_bits(x + k), k);
-  }
-  for (int64_t k = full; k < padded_in; k += VALUES) put(load_last_bits(x + k, in - k), k);
+  for_each_vector(x, next, in, 0, padded_in, to, rows * (CHUNK / 2), 2, put);
   return largest_of(most);
 }
 
@@ -143,15 +155,13 @@ struct Step {
   int32_t keep;  // all ones, or zero for a row that is not finite
 };
 
-// Quantizes one token in one segment and adds up the codes of each pass. The next token lies
-// `next` values further on.
+// Quantizes one token in one segment and adds up the codes of each pass.
 template <class T, int PARTS, int PASSES>
-void quantize_segment(const T* x, int64_t next, int64_t in, int64_t begin, int64_t end,
-                                  Step step, int32_t* to, int rows, int32_t sums[2]) {
+VLAQ_INLINE void quantize_segment(const T* x, int64_t next, int64_t in, int64_t begin, int64_t end, Step step,
+                                  int32_t* to, int rows, int32_t sums[2]) {
   Ints sum_high = {}, sum_low = {};
-  const auto put = [&](Ints bits, int64_t k) __attribute__((always_inline)) {
+  const auto put = [&](Ints bits, int32_t* word) __attribute__((always_inline)) {
     const Ints codes = (to_codes(as_floats(bits) * step.inverse) & step.keep) << step.doubled;
-    int32_t* word = to + (k / CHUNK * rows * CHUNK + k % CHUNK) / 4 * PARTS;
     if (PASSES == 2) {
       const Ints high = (codes + 128) >> 8, low = codes - (high << 8);
       write_codes<PARTS>(word, high);
@@ -163,26 +173,21 @@ void quantize_segment(const T* x, int64_t next, int64_t in, int64_t begin, int64
       sum_high += codes;
     }
   };
-  const int64_t full = end <= in ? end : in / VALUES * VALUES;
-  for (int64_t k = begin; k < full; k += VALUES) {
-    __builtin_prefetch(x + k + next);  // this row is in the cache by now, the next one is not
-    put(load_bits(x + k), k);
-  }
-  for (int64_t k = full; k < end; k += VALUES) put(load_last_bits(x + k, in - k), k);
+  constexpr int WORDS = CHUNK / 4 * PARTS;
+  for_each_vector(x, next, in, begin, end, to + begin / CHUNK * rows * WORDS, rows * WORDS, CHUNK / WORDS, put);
   sums[0] = sum_of(sum_high);
   sums[1] = sum_of(sum_low);
 }
 
 // `most` is the largest magnitude of the token.
-template <class T, int PARTS, bool SIGNED_WEIGHTS>
-VLAQ_INLINE void quantize_token(const Job& job, int64_t tile, int token, int rows, int32_t most) {
+template <class T, int PARTS, int PASSES, bool SIGNED_WEIGHTS>
+void quantize_token(const Job& job, int64_t tile, int token, int rows, int32_t most) {
   const Store& store = *job.store;
   const int64_t in = store.in_features, K = store.padded_in;
   const int64_t t = job.integer.first(tile) + token;
   const T* x = static_cast<const T*>(job.x) + t * job.x_stride;
-  const int passes = job.integer.passes;
-  const int64_t before = job.integer.first(tile) * passes;  // rows in front of this tile
-  int32_t* to = job.codes + (before * K + token * passes * CHUNK) / 4 * PARTS;
+  const int64_t before = job.integer.first(tile) * PASSES;  // rows in front of this tile
+  int32_t* to = job.codes + (before * K + token * PASSES * CHUNK) / 4 * PARTS;
 
   const float levels = job.activation_bits == 16 ? 32512.0f
                        : job.activation_bits == 8 ? 127.0f
@@ -203,18 +208,16 @@ VLAQ_INLINE void quantize_token(const Job& job, int64_t tile, int token, int row
     const int64_t begin = segment * store.segment;
     const int64_t end = begin + store.segment < K ? begin + store.segment : K;
     int32_t sums[2];
-    const auto quantize =
-        passes == 2 ? quantize_segment<T, PARTS, 2> : quantize_segment<T, PARTS, 1>;
-    quantize(x, job.x_stride, in, begin, end, step, to, rows, sums);
+    quantize_segment<T, PARTS, PASSES>(x, job.x_stride, in, begin, end, step, to, rows, sums);
     for (int z = 0; z < ZEROS; z++) {
       if (!job.start[z]) continue;
-      int32_t* start = job.start[z] + before * store.segments + segment * rows + token * passes;
+      int32_t* start = job.start[z] + before * store.segments + segment * rows + token * PASSES;
       // The half that an odd product loses is 1 / 30000 of the largest term of the sum at most;
       // with two bytes the low one takes over the half of the high one.
       const int64_t twice_zero = TWICE_ZERO[z] - (SIGNED_WEIGHTS ? 256 : 0);
       const int64_t high = -twice_zero * sums[0], low = -twice_zero * sums[1] + (high & 1) * 256;
       start[0] = int32_t(high >> 1);
-      if (passes == 2) start[1] = int32_t(low >> 1);
+      if (PASSES == 2) start[1] = int32_t(low >> 1);
     }
   }
 }
@@ -235,8 +238,9 @@ VLAQ_INLINE void prepare_token(const Job& job, int64_t t) {
   }
   if (!job.codes) return;
   const int64_t tile = job.integer.tile_of(t);
-  quantize_token<T, PARTS, SIGNED_WEIGHTS>(job, tile, int(t - job.integer.first(tile)),
-                                           job.integer.count(tile) * job.integer.passes, most);
+  const int token = int(t - job.integer.first(tile)), rows = job.integer.count(tile) * job.integer.passes;
+  if (job.integer.passes == 2) quantize_token<T, PARTS, 2, SIGNED_WEIGHTS>(job, tile, token, rows, most);
+  else quantize_token<T, PARTS, 1, SIGNED_WEIGHTS>(job, tile, token, rows, most);
 }
 
 template <int PARTS, bool SIGNED_WEIGHTS>
