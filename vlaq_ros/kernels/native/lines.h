@@ -49,19 +49,18 @@ struct Lines {
     const __m512i bits = _mm512_sub_epi32(sum, lower<1>(sum, _mm512_setzero_si512()));
     const __m512i line = _mm512_maskz_compress_epi32(begins, _mm512_and_si512(of, _mm512_set1_epi32(-TILE)));
     const __m512i at = _mm512_maskz_compress_epi32(begins, _mm512_add_epi32(lanes(), _mm512_set1_epi32(row)));
+    // The last line of the tile before may go on.
     const int last = count - 1;
     const uint32_t more = uint32_t(_mm512_cvtsi512_si32(bits));
-    // The line of the last tile may go on.
-    const bool joins = count && channels[0] / TILE * TILE == channel[last] && more > stored[last];
-    if (joins) stored[last] |= more;
+    const bool joins = count && channels[0] / TILE * TILE == channel[last] && (more & -more) > stored[last];
     const int to = count - joins;
-    const uint32_t kept = joins ? stored[last] : more;
-    const int32_t kept_from = joins ? from[last] : row;
+    const uint32_t first_stored = joins ? stored[last] | more : more;
+    const int32_t first_from = joins ? from[last] : row;
     _mm512_storeu_si512(channel + to, line);
     _mm512_storeu_si512(from + to, at);
     _mm512_storeu_si512(stored + to, bits);
-    stored[to] = kept;
-    from[to] = kept_from;
+    stored[to] = first_stored;
+    from[to] = first_from;
     count = to + __builtin_popcount(begins);
   }
 
