@@ -93,6 +93,19 @@ def test_a_slow_case_gets_fewer_rounds_than_the_others(clock):
     assert timings['quick'].calls == 7
 
 
+def test_a_short_case_gets_more_rounds_than_the_others(clock):
+    calls = {'short': 0, 'usual': 0}
+
+    def call(name, seconds):
+        calls[name] += 1
+        clock.advance(seconds)
+
+    short = Case('short', [lambda: call('short', 0.0005)])
+    usual = Case('usual', [lambda: call('usual', 0.002)])
+    timings = measure([short, usual], 1, Effort(5, 0.0))
+    assert (timings['short'].calls, timings['usual'].calls) == (9, 5)
+
+
 def test_warming_up_ends_when_it_takes_long(clock):
     calls = []
     case = Case('a', [lambda: (calls.append(1), clock.advance(1.0))] * 50)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vlaq_ros.bench.contenders import Call, Contender, Refusal, gather
-from vlaq_ros.bench.floors import mixed_work
+from vlaq_ros.bench.floors import Work, mixed_work
 from vlaq_ros.bench.stopwatch import copies_for
 from vlaq_ros.kernels.kernel import Kernel
 from vlaq_ros.kernels.select import select_kernel
@@ -94,7 +94,19 @@ def _pack(weight: Tensor, shares: dict[int, float]) -> tuple[Kernel, MixedWeight
     widths = channel_widths(shares, out_features)
     mixed = MixedWeight.from_float(weight, widths, GROUP_SIZE)
     kernel = select_kernel(mixed.layout, 'cpu').kernel
-    return kernel, mixed, [kernel.pack(mixed) for _ in range(copies_for(mixed.nbytes))]
+    read_bytes = _work(mixed, cap=4).weight_bytes  # cold even where half of an 8-bit store is read
+    return kernel, mixed, [kernel.pack(mixed) for _ in range(copies_for(int(read_bytes)))]
+
+
+def _work(mixed: MixedWeight, cap: int = 8, activation_bits: int = 8) -> Work:
+    layout = mixed.layout
+    return mixed_work(
+        layout.shape[1],
+        dict(zip(STORED_WIDTHS, layout.counts)),
+        layout.group_size,
+        cap=cap,
+        activation_bits=activation_bits,
+    )
 
 
 def _contender(variant: Variant, kernel: Kernel, mixed: MixedWeight, copies: list) -> Contender:
@@ -104,11 +116,5 @@ def _contender(variant: Variant, kernel: Kernel, mixed: MixedWeight, copies: lis
     def bind(x: Tensor, tensors: tuple[Tensor, ...]) -> Call:
         return lambda: kernel.run(x, tensors, layout, precision, None)
 
-    work = mixed_work(
-        layout.shape[1],
-        dict(zip(STORED_WIDTHS, layout.counts)),
-        layout.group_size,
-        cap=variant.cap,
-        activation_bits=variant.activation_bits,
-    )
+    work = _work(mixed, variant.cap, variant.activation_bits)
     return Contender(variant.name, 'own', work, copies, bind)

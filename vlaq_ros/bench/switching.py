@@ -57,7 +57,7 @@ def _layers(inputs: int, outputs: int, bits: int) -> list[MixedLinear]:
     """Return equal layers, enough of them to be cold when called in turn."""
     linear = nn.Linear(inputs, outputs, bias=False)
     scheme = LayerScheme(bits, group_size_for(inputs), activation_bits=8)
-    count = min(24, copies_for(inputs * outputs * bits // 8))
+    count = min(24, copies_for(inputs * outputs * min(CAPS) // 8))  # cold at every cap
     return [MixedLinear.from_linear(linear, scheme) for _ in range(count)]
 
 
