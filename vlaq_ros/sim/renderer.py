@@ -2,11 +2,14 @@
 Pictures of one MuJoCo model without a screen, at any size up to `MAX_SIZE`.
 
 One OpenGL context serves all cameras of a model; `mujoco.Renderer` needs one for each image size.
-It is released in an order that leaves the contexts of other models alone: `mujoco.Renderer` frees
-its textures while whichever context happens to be current, and other scenes are drawn wrong.
+It is released in an order that leaves the contexts of other models alone, also when nobody closes
+it: MuJoCo frees textures and buffers while whichever context happens to be current, and what that
+one draws afterwards is wrong.
 """
 
 import os
+import threading
+import weakref
 from typing import Any
 
 import numpy as np
@@ -16,6 +19,8 @@ from vlaq_ros.errors import SimulatorError
 from vlaq_ros.sim.engine import mujoco
 
 MAX_SIZE = 256
+
+_this_thread = threading.local()  # .context: what is current in this thread
 
 
 class Renderer:
@@ -32,16 +37,17 @@ class Renderer:
         model.vis.quality.shadowsize = 0
         model.vis.global_.offwidth = model.vis.global_.offheight = MAX_SIZE
         self._model = model
-        self._gpu = None
         try:
             self._context = mujoco.GLContext(MAX_SIZE, MAX_SIZE)
-            self._context.make_current()
+            _make_current(self._context)
             self._gpu = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
         except Exception as error:
             raise SimulatorError(
                 f'MuJoCo cannot render with MUJOCO_GL={os.environ["MUJOCO_GL"]}: {error}. '
                 'Install OSMesa (Debian: libosmesa6) or use MUJOCO_GL=egl'
             ) from error
+        self._finalizer = weakref.finalize(self, _release, self._context, self._gpu)
+        self._finalizer.atexit = False  # the libraries may be gone by then
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._gpu)
         self._scene = mujoco.MjvScene(model, maxgeom=10000)
         self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
@@ -51,7 +57,12 @@ class Renderer:
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
 
     def render(self, data: Any, camera: str, size: int) -> NDArray[np.uint8]:
-        """Return what a camera of the model sees: RGB uint8 [size, size, 3]."""
+        """
+        Return what a camera of the model sees: RGB uint8 [size, size, 3].
+
+        Raises:
+            SimulatorError: OpenGL reports an error, so there is no picture.
+        """
         self._camera.fixedcamid = self._model.camera(camera).id
         mujoco.mjv_updateScene(
             self._model,
@@ -62,17 +73,36 @@ class Renderer:
             mujoco.mjtCatBit.mjCAT_ALL.value,
             self._scene,
         )
-        self._context.make_current()
+        _make_current(self._context)
+        mujoco.mjr_getError()  # forget what others left
         area = mujoco.MjrRect(0, 0, size, size)
         mujoco.mjr_render(area, self._scene, self._gpu)
         image = np.empty((size, size, 3), np.uint8)
         mujoco.mjr_readPixels(image, None, area, self._gpu)
+        if error := mujoco.mjr_getError():
+            raise SimulatorError(
+                f'camera {camera!r} was not drawn: OpenGL reports error {error:#x} with MUJOCO_GL='
+                f'{os.environ["MUJOCO_GL"]}. Start this process again; if it happens again, use '
+                'another MUJOCO_GL (osmesa, egl)'
+            )
         return image[::-1]
 
     def close(self) -> None:
         """Release the context and everything in it."""
-        if self._gpu is not None:
-            self._context.make_current()
-            self._gpu.free()
-            self._gpu = None
-            self._context.free()
+        self._finalizer()
+
+
+def _make_current(context: Any) -> None:
+    context.make_current()
+    _this_thread.context = context
+
+
+def _release(context: Any, gpu: Any) -> None:
+    """Free what belongs to a context while it is current, then go back to the one before."""
+    before = getattr(_this_thread, 'context', None)
+    _make_current(context)
+    gpu.free()
+    context.free()
+    _this_thread.context = None
+    if before is not None and before is not context:
+        _make_current(before)
