@@ -65,13 +65,6 @@ struct Isa {
   VLAQ_INLINE void store_some(uint16_t* to, uint16_t mask, UShorts v) {
     _mm256_mask_storeu_epi16(to, mask, (__m256i)v);
   }
-  // Lane from[i] of the 32 of a and b in place i where the mask has a one, else zero.
-  VLAQ_INLINE F arrange(F a, F b, I from, uint16_t mask) {
-    return _mm512_maskz_permutex2var_ps(mask, a, from, b);
-  }
-  VLAQ_INLINE I load_bytes(const uint8_t* from) {
-    return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
-  }
   VLAQ_INLINE F multiply_add(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
   VLAQ_INLINE F zero_floats() { return _mm512_setzero_ps(); }
 
