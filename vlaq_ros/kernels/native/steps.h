@@ -36,12 +36,16 @@ struct Operands {
 constexpr int VECTORS = TILE / Isa::LANES;      // per tile of channels
 constexpr int VECTOR_BYTES = 4 * Isa::LANES;
 
-// How far ahead of a stream of codes memory is fetched. One or two tokens wait for memory alone, and so do
-// bfloat16 rows: so many bytes in all streams together cover its latency. More tokens read a stream more
-// slowly, and what comes too early pushes their activations out of the first-level cache.
-constexpr int64_t AHEAD_BYTES = 8192, AHEAD_OF_STREAM = 2048;
-template <int ROWS, int STREAMS>
-constexpr int64_t AHEAD = ROWS <= 2 ? AHEAD_BYTES / STREAMS : AHEAD_OF_STREAM;
+// How far ahead memory is fetched: so many bytes in all streams of codes together cover its latency.
+constexpr int64_t AHEAD_BYTES = 8192;
+
+// Where one of STREAMS streams through NB tiles of codes, now at `at` of its tile, is that much later: behind the
+// end of the tile, in the one that it reads next.
+template <int NB, int STREAMS>
+VLAQ_INLINE int64_t later(const Operands& o, int64_t at) {
+  const int64_t ahead = at + AHEAD_BYTES / STREAMS;
+  return ahead < o.tile_bytes ? ahead : ahead + (NB - 1) * o.tile_bytes;
+}
 
 // How to make the codes u of step s (0..3, four inputs each) of a chunk. `v` counts vectors within
 // a tile of channels.
@@ -52,9 +56,9 @@ struct Bytes {
     const Isa::I high = Isa::load(o.high + at), low = Isa::load(o.low + at);
     return S % 2 ? Isa::second_bytes(high, low) : Isa::first_bytes(high, low);
   }
-  template <int ROWS, int NB>
+  template <int NB>
   static VLAQ_INLINE_MEMBER void prefetch(const Operands& o, int tile, int64_t chunk) {
-    const int64_t at = tile * o.tile_bytes + chunk * 128 + AHEAD<ROWS, 2 * NB>;
+    const int64_t at = tile * o.tile_bytes + later<NB, 2 * NB>(o, chunk * 128);
     __builtin_prefetch(o.high + at);
     __builtin_prefetch(o.high + at + 64);
     __builtin_prefetch(o.low + at);
@@ -68,9 +72,9 @@ struct Nibbles {
     const Isa::I plane = Isa::load(o.high + at);
     return S % 2 ? Isa::high_nibbles(plane) : Isa::low_nibbles(plane);
   }
-  template <int ROWS, int NB>
+  template <int NB>
   static VLAQ_INLINE_MEMBER void prefetch(const Operands& o, int tile, int64_t chunk) {
-    const int64_t at = tile * o.tile_bytes + chunk * 128 + AHEAD<ROWS, NB>;
+    const int64_t at = tile * o.tile_bytes + later<NB, NB>(o, chunk * 128);
     __builtin_prefetch(o.high + at);
     __builtin_prefetch(o.high + at + 64);
   }
@@ -81,9 +85,9 @@ struct Pairs {
     return Isa::template pairs<S>(
         Isa::load(o.high + tile * o.tile_bytes + chunk * 64 + v * VECTOR_BYTES));
   }
-  template <int ROWS, int NB>
+  template <int NB>
   static VLAQ_INLINE_MEMBER void prefetch(const Operands& o, int tile, int64_t chunk) {
-    __builtin_prefetch(o.high + tile * o.tile_bytes + chunk * 64 + AHEAD<ROWS, NB>);
+    __builtin_prefetch(o.high + tile * o.tile_bytes + later<NB, NB>(o, chunk * 64));
   }
 };
 
@@ -141,7 +145,8 @@ void multiply16(const Operands& o) {
 #pragma GCC unroll 16
       for (int v = 0; v < COLUMNS; v++) {
         const uint8_t* from = plane + v / VECTORS * o.tile_bytes + pair * 64;
-        if (v % VECTORS == 0) __builtin_prefetch(from + AHEAD_BYTES / NB);
+        if (v % VECTORS == 0)
+          __builtin_prefetch(o.high + v / VECTORS * o.tile_bytes + later<NB, NB>(o, plane - o.high + pair * 64));
         weight[v] = Isa::load(from + v % VECTORS * VECTOR_BYTES);
       }
 #pragma GCC unroll 16
