@@ -79,31 +79,17 @@ def test_several_threads_count_the_tenth_percentile_of_single_calls():
     assert timing.calls == 100
 
 
-def test_a_slow_case_gets_fewer_rounds_than_the_others(clock):
-    counts = {'slow': 0, 'quick': 0}
-
-    def call(name, seconds):
-        counts[name] += 1
-        clock.advance(seconds)
-
-    slow = Case('slow', [lambda: call('slow', 1.0)])
-    quick = Case('quick', [lambda: call('quick', 0.05)])
-    timings = measure([slow, quick], 1, Effort(7, 0.05))
-    assert timings['slow'].calls == stopwatch.SLOW_ROUNDS
-    assert timings['quick'].calls == 7
-
-
-def test_a_short_case_gets_more_rounds_than_the_others(clock):
-    calls = {'short': 0, 'usual': 0}
-
-    def call(name, seconds):
-        calls[name] += 1
-        clock.advance(seconds)
-
-    short = Case('short', [lambda: call('short', 0.0005)])
-    usual = Case('usual', [lambda: call('usual', 0.002)])
-    timings = measure([short, usual], 1, Effort(5, 0.0))
-    assert (timings['short'].calls, timings['usual'].calls) == (9, 5)
+@pytest.mark.parametrize(
+    ('seconds', 'effort', 'expected'),
+    [
+        pytest.param((1.0, 0.05), Effort(7, 0.05), (stopwatch.SLOW_ROUNDS, 7), id='slow'),
+        pytest.param((0.0005, 0.002), Effort(5, 0.0), (9, 5), id='short'),
+    ],
+)
+def test_slow_cases_get_fewer_rounds_and_short_ones_more(clock, seconds, effort, expected):
+    cases = [Case(f'{s} s', [lambda s=s: clock.advance(s)]) for s in seconds]
+    timings = measure(cases, 1, effort)
+    assert tuple(timings[case.name].calls for case in cases) == expected
 
 
 def test_warming_up_ends_when_it_takes_long(clock):
