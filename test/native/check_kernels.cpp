@@ -295,6 +295,16 @@ void check_layers(const std::string& isa) {
   }
 }
 
+// Two tiles that share 16 outputs, of which the second tile has one in front of that of the first.
+void check_order(const std::string& isa) {
+  Layer layer = make_layer(64, 32, 32, {0, 0, 32, 0});
+  layer.order = {16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 5,
+                 3,  7,  0,  1,  2,  4,  6,  8,  9,  10, 11, 12, 13, 14, 15, 31};
+  const Store store = pack(layer, isa + ": order");
+  for (int tokens : {1, 5, 47})
+    check_call(layer, store.get(), {VLAQ_FLOAT32, tokens, 0, 8, 8, 1, true}, isa + ": order");
+}
+
 void check_threads(const std::string& isa) {
   Layer layer = make_layer(200, 150, 64, {20, 50, 40, 30});
   const Store store = pack(layer, isa);
@@ -372,6 +382,7 @@ int main() {
     expect(vlaq_set_isa(isa.c_str()) == VLAQ_OK && isa == vlaq_isa(), isa + ": can be chosen");
     const int before = failures;
     check_layers(isa);
+    check_order(isa);
     check_threads(isa);
     std::printf("%s %s\n", isa.c_str(), failures == before ? "ok" : "FAILED");
   }
