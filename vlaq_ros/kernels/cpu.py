@@ -20,9 +20,9 @@ from vlaq_ros.errors import SchemeError
 from vlaq_ros.kernels import native_library
 from vlaq_ros.kernels.kernel import Kernel, row_major_parts
 from vlaq_ros.kernels.native_library import Layout, Rows
+from vlaq_ros.kernels.store_memory import filled_store
 from vlaq_ros.quant.mixed import MixedLayout, MixedWeight
 
-HUGE_PAGES_FROM_BYTES = 4 << 20  # a smaller store gains nothing from pages of 2 MiB
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}  # VLAQ_FLOAT32, VLAQ_BFLOAT16
 
 
@@ -38,14 +38,14 @@ def pack(weight: MixedWeight) -> tuple[Tensor, ...]:
     store_bytes = library.vlaq_store_bytes(byref(layout))
     if store_bytes < 0:
         raise SchemeError(f'{weight.layout}: {native_library.error_text(store_bytes)}')
-    store = torch.empty(store_bytes, dtype=torch.uint8)
-    if store_bytes >= HUGE_PAGES_FROM_BYTES:  # before the first byte is written
-        library.vlaq_advise_huge_pages(store.data_ptr(), store_bytes)
     parts = [part.cpu().contiguous() for part in row_major_parts(weight)]
-    status = library.vlaq_pack(byref(layout), byref(_rows(parts)), store.data_ptr())
-    if status != 0:
-        raise SchemeError(f'{weight.layout}: {native_library.error_text(status)}')
-    return (store,)
+
+    def fill(address: int) -> None:
+        status = library.vlaq_pack(byref(layout), byref(_rows(parts)), address)
+        if status != 0:
+            raise SchemeError(f'{weight.layout}: {native_library.error_text(status)}')
+
+    return (filled_store(store_bytes, fill),)
 
 
 def unpack(tensors: tuple[Tensor, ...], layout: MixedLayout) -> MixedWeight:

@@ -81,7 +81,6 @@ SIGNATURES = {
     'vlaq_set_isa': (c_int, (c_char_p,)),
     'vlaq_available_isas': (c_char_p, ()),
     'vlaq_pin_workers': (c_int, (POINTER(c_int32), c_int)),
-    'vlaq_advise_huge_pages': (None, (c_void_p, c_int64)),
 }
 
 

@@ -26,6 +26,16 @@ namespace {
 constexpr int64_t HUGE_PAGE = 2 << 20;
 constexpr int64_t HUGE_FROM_BYTES = 64 << 10;
 
+// Advice only: a system without huge pages goes on with its own.
+void advise_huge_pages(void* memory, int64_t bytes) {
+#if defined(MADV_HUGEPAGE)
+  madvise(memory, bytes, MADV_HUGEPAGE);
+#else
+  (void)memory;
+  (void)bytes;
+#endif
+}
+
 // Memory that grows and is kept for the next call. What a long prompt needs lies in huge pages: small ones
 // that happen to share cache sets cost up to 3 %.
 class Scratch {
@@ -40,7 +50,7 @@ class Scratch {
     free(memory_);
     memory_ = static_cast<uint8_t*>(aligned_alloc(unit, bytes));
     size_ = memory_ ? bytes : 0;
-    if (memory_ && unit == HUGE_PAGE) vlaq_advise_huge_pages(memory_, bytes);
+    if (memory_ && unit == HUGE_PAGE) advise_huge_pages(memory_, bytes);
     return memory_;
   }
 
@@ -351,15 +361,4 @@ extern "C" int vlaq_pin_workers(const int32_t* cpus, int count) {
   if (count < 0 || (count && !cpus)) return VLAQ_ERROR_SHAPE;
   pin_workers(cpus, count);
   return VLAQ_OK;
-}
-
-extern "C" void vlaq_advise_huge_pages(void* store, int64_t bytes) {
-#if defined(MADV_HUGEPAGE)
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(store) + 4095) / 4096 * 4096;
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(store) + bytes) / 4096 * 4096;
-  if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#else
-  (void)store;
-  (void)bytes;
-#endif
 }

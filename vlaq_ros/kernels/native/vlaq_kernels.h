@@ -75,8 +75,6 @@ const char* vlaq_available_isas(void);  // separated by commas, best first
 
 // Pins worker i of the pool to cpus[i]; count 0 lets them run anywhere.
 int vlaq_pin_workers(const int32_t* cpus, int count);
-// Asks for huge pages behind a store; advice only, never fails.
-void vlaq_advise_huge_pages(void* store, int64_t bytes);
 
 #pragma GCC visibility pop
 #ifdef __cplusplus
