@@ -36,8 +36,9 @@ struct Operands {
 constexpr int VECTORS = TILE / Isa::LANES;      // per tile of channels
 constexpr int VECTOR_BYTES = 4 * Isa::LANES;
 
-// How far ahead memory is fetched: so many bytes in all streams of codes together cover its latency.
-constexpr int64_t AHEAD_BYTES = 8192;
+// How far ahead memory is fetched: so many bytes in all streams of codes together cover its latency. No stream
+// is fetched a multiple of 4096 bytes ahead, which would be into the cache sets that are being read.
+constexpr int64_t AHEAD_BYTES = 9728;
 
 // Where one of STREAMS streams through NB tiles of codes, now at `at` of its tile, is that much later: behind the
 // end of the tile, in the one that it reads next.
@@ -56,8 +57,9 @@ struct Bytes {
     const Isa::I high = Isa::load(o.high + at), low = Isa::load(o.low + at);
     return S % 2 ? Isa::second_bytes(high, low) : Isa::first_bytes(high, low);
   }
-  template <int NB>
+  template <int ROWS, int NB>
   static VLAQ_INLINE_MEMBER void prefetch(const Operands& o, int tile, int64_t chunk) {
+    if (ROWS == 1) return;  // the processor fetches two streams that nothing holds up faster by itself
     const int64_t at = tile * o.tile_bytes + later<NB, 2 * NB>(o, chunk * 128);
     __builtin_prefetch(o.high + at);
     __builtin_prefetch(o.high + at + 64);
@@ -72,7 +74,7 @@ struct Nibbles {
     const Isa::I plane = Isa::load(o.high + at);
     return S % 2 ? Isa::high_nibbles(plane) : Isa::low_nibbles(plane);
   }
-  template <int NB>
+  template <int ROWS, int NB>
   static VLAQ_INLINE_MEMBER void prefetch(const Operands& o, int tile, int64_t chunk) {
     const int64_t at = tile * o.tile_bytes + later<NB, NB>(o, chunk * 128);
     __builtin_prefetch(o.high + at);
@@ -85,7 +87,7 @@ struct Pairs {
     return Isa::template pairs<S>(
         Isa::load(o.high + tile * o.tile_bytes + chunk * 64 + v * VECTOR_BYTES));
   }
-  template <int NB>
+  template <int ROWS, int NB>
   static VLAQ_INLINE_MEMBER void prefetch(const Operands& o, int tile, int64_t chunk) {
     __builtin_prefetch(o.high + tile * o.tile_bytes + later<NB, NB>(o, chunk * 64));
   }
