@@ -10,7 +10,8 @@ template <class Codes, int ROWS, int NB, PanelUse PANEL>
 void multiply(const Operands& operands) {
   constexpr int COLUMNS = NB * VECTORS;
   constexpr int SETS = ROWS * COLUMNS >= 8 ? 1 : ROWS * COLUMNS >= 4 ? 2 : 4;
-  const Operands o = operands;  // a copy: what is stored below cannot change it
+  constexpr bool WAITS = Codes::WAITS && PANEL == NO_PANEL && ROWS == 1 && NB == 1;
+  Operands o = operands;  // a copy: what is stored below cannot change it
   const int32_t* start = o.start;
   const uint16_t* scale = o.scale;
   constexpr bool IN_REGISTERS = ROWS * COLUMNS <= Isa::FREE_SUMS;
@@ -22,7 +23,8 @@ void multiply(const Operands& operands) {
       total[m][v] = Isa::zero_floats();
       if (!IN_REGISTERS) Isa::store_floats(o.sums + (m * COLUMNS + v) * Isa::LANES, total[m][v]);
     }
-  int64_t chunk = 0;
+  int64_t chunk = 0, nothing = 0;
+  asm("" : "+r"(nothing));  // zero, which the compiler does not know
   do {
     const int64_t end = chunk + o.segment_chunks < o.chunks ? chunk + o.segment_chunks : o.chunks;
     Isa::I sum[SETS][ROWS][COLUMNS];
@@ -39,16 +41,24 @@ void multiply(const Operands& operands) {
 #pragma GCC unroll 16
         for (int v = 0; v < COLUMNS; v++) sum[set][m][v] = Isa::zero();
     do {
-      if (PANEL == READ_PANEL)
-        __builtin_prefetch(o.ahead + chunk * o.ahead_step, 0, 2);  // into the second-level cache
-      else
+      const int64_t first = chunk, stop = WAITS && chunk + WAIT_CHUNKS < end ? chunk + WAIT_CHUNKS : end;
+      do {
+        if (PANEL == READ_PANEL)
+          __builtin_prefetch(o.ahead + chunk * o.ahead_step, 0, 2);  // into the second-level cache
+        else
 #pragma GCC unroll 4
-        for (int tile = 0; tile < NB; tile++) Codes::template prefetch<ROWS, NB>(o, tile, chunk);
-      steps<Codes, ROWS, NB, PANEL, SETS, 0>(o, chunk, sum);
-      steps<Codes, ROWS, NB, PANEL, SETS, 1>(o, chunk, sum);
-      steps<Codes, ROWS, NB, PANEL, SETS, 2>(o, chunk, sum);
-      steps<Codes, ROWS, NB, PANEL, SETS, 3>(o, chunk, sum);
-    } while (++chunk < end);
+          for (int tile = 0; tile < NB; tile++) Codes::template prefetch<NB>(o, tile, chunk);
+        steps<Codes, ROWS, NB, PANEL, SETS, 0>(o, chunk, sum);
+        steps<Codes, ROWS, NB, PANEL, SETS, 1>(o, chunk, sum);
+        steps<Codes, ROWS, NB, PANEL, SETS, 2>(o, chunk, sum);
+        steps<Codes, ROWS, NB, PANEL, SETS, 3>(o, chunk, sum);
+      } while (++chunk < stop);
+      if (WAITS) {
+        const int64_t none = Codes::word(o, first) & nothing;
+        o.high += none;
+        o.low += none;
+      }
+    } while (WAITS && chunk < end);
 #pragma GCC unroll 16
     for (int v = 0; v < COLUMNS; v++) {
       const uint16_t* scales = scale + v / VECTORS * o.scale_tile;

@@ -32,13 +32,12 @@ struct Scattered {
   void find(const Job& job, int width, int first, int tiles_) {
     tiles = tiles_;
     for (int n = 0; n < tiles; n++) {
-      const int32_t* of = channels[n] = job.store->tile_channels(width, first + n);
-      int32_t strays = 0;
-      for (int i = 0; i < TILE; i++) strays |= of[i] - of[0] - i;
-      contiguous[n] = strays == 0;
-      if (!job.bias) __builtin_memset(bias[n], 0, sizeof bias[n]);
-      else
-        for (int i = 0; i < TILE; i++) bias[n][i] = of[i] >= 0 ? job.bias[of[i]] : 0.0f;
+      channels[n] = job.store->tile_channels(width, first + n);
+      contiguous[n] = channels[n][0] >= 0;
+      for (int i = 0; i < TILE; i++) {
+        contiguous[n] = contiguous[n] && channels[n][i] == channels[n][0] + i;
+        bias[n][i] = job.bias && channels[n][i] >= 0 ? job.bias[channels[n][i]] : 0.0f;
+      }
     }
   }
 
