@@ -47,17 +47,13 @@ void multiply(const Operands& operands) {
           __builtin_prefetch(o.ahead + chunk * o.ahead_step, 0, 2);  // into the second-level cache
         else
 #pragma GCC unroll 4
-          for (int tile = 0; tile < NB; tile++) Codes::template prefetch<NB>(o, tile, chunk);
+          for (int tile = 0; tile < NB; tile++) Codes::template prefetch<ROWS, NB>(o, tile, chunk);
         steps<Codes, ROWS, NB, PANEL, SETS, 0>(o, chunk, sum);
         steps<Codes, ROWS, NB, PANEL, SETS, 1>(o, chunk, sum);
         steps<Codes, ROWS, NB, PANEL, SETS, 2>(o, chunk, sum);
         steps<Codes, ROWS, NB, PANEL, SETS, 3>(o, chunk, sum);
       } while (++chunk < stop);
-      if (WAITS) {
-        const int64_t none = Codes::word(o, first) & nothing;
-        o.high += none;
-        o.low += none;
-      }
+      if (WAITS) o.high += *reinterpret_cast<const int32_t*>(o.high + first * 128 + 64) & nothing;
     } while (WAITS && chunk < end);
 #pragma GCC unroll 16
     for (int v = 0; v < COLUMNS; v++) {

@@ -37,7 +37,7 @@ void multiply(const Operands& operands) {
           __builtin_prefetch(o.ahead + chunk * o.ahead_step, 0, 2);  // into the second-level cache
         else
 #pragma GCC unroll 4
-          for (int tile = 0; tile < NB; tile++) Codes::template prefetch<NB>(o, tile, chunk);
+          for (int tile = 0; tile < NB; tile++) Codes::template prefetch<ROWS, NB>(o, tile, chunk);
         steps<Codes, ROWS, NB, PANEL, SETS, 0>(o, chunk, sum);
         steps<Codes, ROWS, NB, PANEL, SETS, 1>(o, chunk, sum);
         steps<Codes, ROWS, NB, PANEL, SETS, 2>(o, chunk, sum);

@@ -49,27 +49,23 @@ VLAQ_INLINE int64_t later(const Operands& o, int64_t at) {
 }
 
 // A processor that waits for memory starts loads up to 2 KB ahead of the products, and what is to be fetched still
-// further ahead has to wait for them. So a single row goes on, after so many chunks, with addresses that
-// depend on a word of the first of them.
+// further ahead has to wait for them. So a single row of nibbles goes on, after so many chunks, with an address
+// that depends on a word of the first of them.
 constexpr int64_t WAIT_CHUNKS = 4;
-
-VLAQ_INLINE int64_t word_at(const uint8_t* at) { return *reinterpret_cast<const int32_t*>(at); }
 
 // How to make the codes u of step s (0..3, four inputs each) of a chunk. `v` counts vectors within
 // a tile of channels.
 struct Bytes {
-  static constexpr bool WAITS = true;
-  static VLAQ_INLINE_MEMBER int64_t word(const Operands& o, int64_t chunk) {
-    return word_at(o.high + chunk * 128 + 64) | word_at(o.low + chunk * 128 + 64);
-  }
+  static constexpr bool WAITS = false;
   template <int S>
   static VLAQ_INLINE_MEMBER Isa::I load(const Operands& o, int tile, int64_t chunk, int v) {
     const int64_t at = tile * o.tile_bytes + chunk * 128 + S / 2 * 64 + v * VECTOR_BYTES;
     const Isa::I high = Isa::load(o.high + at), low = Isa::load(o.low + at);
     return S % 2 ? Isa::second_bytes(high, low) : Isa::first_bytes(high, low);
   }
-  template <int NB>
+  template <int ROWS, int NB>
   static VLAQ_INLINE_MEMBER void prefetch(const Operands& o, int tile, int64_t chunk) {
+    if (ROWS == 1 && NB == 1) return;  // the two streams of a single row come sooner without
     const int64_t at = tile * o.tile_bytes + later<NB, 2 * NB>(o, chunk * 128);
     __builtin_prefetch(o.high + at);
     __builtin_prefetch(o.high + at + 64);
@@ -79,16 +75,13 @@ struct Bytes {
 };
 struct Nibbles {
   static constexpr bool WAITS = true;
-  static VLAQ_INLINE_MEMBER int64_t word(const Operands& o, int64_t chunk) {
-    return word_at(o.high + chunk * 128 + 64);
-  }
   template <int S>
   static VLAQ_INLINE_MEMBER Isa::I load(const Operands& o, int tile, int64_t chunk, int v) {
     const int64_t at = tile * o.tile_bytes + chunk * 128 + S / 2 * 64 + v * VECTOR_BYTES;
     const Isa::I plane = Isa::load(o.high + at);
     return S % 2 ? Isa::high_nibbles(plane) : Isa::low_nibbles(plane);
   }
-  template <int NB>
+  template <int ROWS, int NB>
   static VLAQ_INLINE_MEMBER void prefetch(const Operands& o, int tile, int64_t chunk) {
     const int64_t at = tile * o.tile_bytes + later<NB, NB>(o, chunk * 128);
     __builtin_prefetch(o.high + at);
@@ -97,13 +90,12 @@ struct Nibbles {
 };
 struct Pairs {
   static constexpr bool WAITS = false;  // their products take as long as their bytes
-  static VLAQ_INLINE_MEMBER int64_t word(const Operands&, int64_t) { return 0; }
   template <int S>
   static VLAQ_INLINE_MEMBER Isa::I load(const Operands& o, int tile, int64_t chunk, int v) {
     return Isa::template pairs<S>(
         Isa::load(o.high + tile * o.tile_bytes + chunk * 64 + v * VECTOR_BYTES));
   }
-  template <int NB>
+  template <int ROWS, int NB>
   static VLAQ_INLINE_MEMBER void prefetch(const Operands& o, int tile, int64_t chunk) {
     __builtin_prefetch(o.high + tile * o.tile_bytes + later<NB, NB>(o, chunk * 64));
   }
