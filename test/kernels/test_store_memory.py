@@ -108,6 +108,22 @@ def test_nothing_is_resident_but_what_is_stored():
     assert resident_pages(begin, 4 * size) <= 4  # where one ended and the next began
 
 
+@needs_smaps
+def test_nothing_else_is_resident_where_huge_pages_come_unasked(monkeypatch):
+    if not can_be_huge(store_memory.HUGE):
+        pytest.skip('this system has no huge pages to give')
+
+    class HugeMap(mmap.mmap):
+        def __new__(cls, *args, **kwargs):
+            made = super().__new__(cls, *args, **kwargs)
+            made.madvise(store_memory.HUGE)
+            return made
+
+    monkeypatch.setattr(store_memory.mmap, 'mmap', HugeMap)
+    store = filled(300_000, 1)
+    assert resident_pages(store.data_ptr(), HUGE_PAGE) == -(-300_000 // mmap.PAGESIZE)
+
+
 def test_the_memory_of_dead_stores_is_used_again():
     kept = filled(100, 1)
     first = filled(MIB, 1).data_ptr()
@@ -144,7 +160,7 @@ def test_copies_hold_their_own_bytes_alone():
 
 @needs_smaps
 def test_a_large_store_lies_in_huge_pages():
-    if not can_be_huge(store_memory.ADVISE_HUGE):
+    if not can_be_huge(store_memory.HUGE):
         pytest.skip('this system has no huge pages to give')
     store = filled(3 * HUGE_PAGE, 1)
     assert huge_bytes(store.data_ptr(), store.data_ptr() + store.nbytes) >= HUGE_PAGE

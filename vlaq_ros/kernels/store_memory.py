@@ -22,7 +22,7 @@ from torch import Tensor
 HUGE_PAGE = 2 << 20
 REGION_BYTES = 64 << 20  # address space; a store of more than a quarter has a region to itself
 ALIGNMENT = 64  # of a store, as the kernels want it
-ADVISE_HUGE = getattr(mmap, 'MADV_HUGEPAGE', 14)
+SMALL, HUGE = 15, 14  # MADV_NOHUGEPAGE, MADV_HUGEPAGE
 COLLAPSE = 25  # MADV_COLLAPSE, Linux 6.1: make a huge page of small ones now
 
 _lock = threading.Lock()
@@ -38,7 +38,7 @@ def filled_store(size: int, fill: Callable[[int], None]) -> Tensor:
     region, begin = _take(_aligned(size))
     store = region.tensor(begin, size)
     whole = range(begin // HUGE_PAGE * HUGE_PAGE, (begin + size) // HUGE_PAGE * HUGE_PAGE)
-    region.advise(ADVISE_HUGE, whole)
+    region.advise(HUGE, whole)
     fill(store.data_ptr())
     if begin % HUGE_PAGE:  # the first page already held the end of another store
         region.advise(COLLAPSE, whole[:HUGE_PAGE])
@@ -67,6 +67,7 @@ class _Region:
         self._first = -address % HUGE_PAGE
         self._size, self._taken = size, 0
         self._dead: dict[int, int] = {}  # end -> begin of stores below `_taken`
+        self.advise(SMALL, range(size))  # some systems give huge pages without being asked
 
     def take(self, size: int) -> int | None:
         """Return the offset of the next `size` bytes; None when they do not fit."""

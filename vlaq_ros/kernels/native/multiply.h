@@ -53,7 +53,8 @@ void multiply(const Operands& operands) {
         steps<Codes, ROWS, NB, PANEL, SETS, 2>(o, chunk, sum);
         steps<Codes, ROWS, NB, PANEL, SETS, 3>(o, chunk, sum);
       } while (++chunk < stop);
-      if (WAITS) o.high += *reinterpret_cast<const int32_t*>(o.high + first * 128 + 64) & nothing;
+      if (WAITS)  // nibbles: 128 bytes per chunk
+        o.high += *reinterpret_cast<const int32_t*>(o.high + first * 128 + 64) & nothing;
     } while (WAITS && chunk < end);
 #pragma GCC unroll 16
     for (int v = 0; v < COLUMNS; v++) {
